@@ -1,0 +1,78 @@
+"""Small pure functions that the abstractions share."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+def expand_time(t: Tensor, like: Tensor) -> Tensor:
+    """View times of shape (b,) or () as (b, 1, ..., 1), ready to broadcast against `like`; (b, *s) stays."""
+    return t.reshape(t.shape + (1,) * (like.ndim - t.ndim)) if t.ndim else t
+
+
+def one_hot(x: Int64[Tensor, "*s"], num_classes: int, dtype: torch.dtype = torch.float64) -> Float[Tensor, "*s v"]:
+    """One-hot vectors, shape (*s, v)."""
+    return torch.nn.functional.one_hot(x, num_classes).to(dtype)
+
+
+def draw_categorical(log_probs: Float[Tensor, "*n v"], u: Float[Tensor, "*n"]) -> Int64[Tensor, "*n"]:
+    """Draw from log-probabilities by the inverse CDF in float64, one uniform per row.
+
+    k = min { j : sum_{i <= j} p_i > u sum_i p_i }. Weights need not be normalised; zero-probability classes are never
+    drawn. Unlike Gumbel noise in float32 (which tops out near 16.6) this keeps the tail to about 1e-16.
+
+    Raises:
+        ValueError: if some row has no finite positive mass (all -inf, or NaN).
+    """
+    weights = (log_probs - log_probs.amax(-1, keepdim=True)).double().exp_()
+    cdf = weights.cumsum(-1)
+    total = cdf[..., -1:]
+    if not bool((total > 0).all()):  # NaN compares false as well
+        row = int((~(total.squeeze(-1) > 0)).flatten().nonzero()[0])
+        raise ValueError(
+            f"draw_categorical: row {row} has no probability mass (all -inf, or NaN among its {log_probs.shape[-1]} "
+            "log-probabilities); check the network's output for NaN and the filters for an empty set"
+        )
+    index = torch.searchsorted(cdf, (u.unsqueeze(-1) * total), right=True).squeeze(-1)
+    # rounding may push u * total onto the last step of the CDF: fall back to the last class that has mass
+    last = torch.searchsorted(cdf, total.contiguous()).squeeze(-1)
+    return torch.minimum(index, last)
+
+
+def low_discrepancy_uniforms(shift: float, rows: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """Stratified uniforms u_i = frac(shift + i / phi): any run of consecutive rows is evenly spread over [0, 1).
+
+    The golden-ratio Kronecker sequence needs neither the batch size nor the number of processes, so a row's time
+    depends on its global index alone. Each u_i is uniform when `shift` is.
+
+    References:
+        Kuipers and Niederreiter, "Uniform Distribution of Sequences", 1974, chapter 2.
+    """
+    # exact integer arithmetic modulo 2^62, so that large indices lose nothing
+    step = int(0.6180339887498949 * 2**62)
+    return (shift + ((rows * step) & (2**62 - 1)).double() * 2.0**-62) % 1.0
+
+
+def temper(log_probs: Float[Tensor, "n v"], *, temperature: float) -> Float[Tensor, "n v"]:
+    """Log-probabilities divided by the temperature; at 0, all mass on the most probable class (the first among equals)."""
+    if temperature == 0:
+        best = log_probs.argmax(-1, keepdim=True)
+        return torch.full_like(log_probs, -torch.inf).scatter(-1, best, 0.0)
+    return log_probs / temperature
+
+
+def keep_top_k(log_probs: Float[Tensor, "n v"], *, k: int) -> Float[Tensor, "n v"]:
+    """The k most probable classes of each row; the others get probability zero."""
+    if k >= log_probs.shape[-1]:
+        return log_probs
+    values, index = log_probs.topk(k, dim=-1)
+    return torch.full_like(log_probs, -torch.inf).scatter(-1, index, values)
+
+
+def keep_top_p(log_probs: Float[Tensor, "n v"], *, p: float) -> Float[Tensor, "n v"]:
+    """The fewest classes of each row, most probable first, whose probabilities sum to at least p."""
+    ordered, index = log_probs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.double().exp().cumsum(-1) - ordered.double().exp()
+    return torch.full_like(log_probs, -torch.inf).scatter(-1, index, ordered.masked_fill(before >= p, -torch.inf))

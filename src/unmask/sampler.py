@@ -1,0 +1,48 @@
+"""Samplers: one step from x_t to x_s."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from unmask.denoiser import Denoiser
+from unmask.law import State
+from unmask.rng import Rng
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Carry:
+    """What a sampler remembers between steps; samplers with a memory (clocks, past slopes, weights) extend it.
+
+    Args:
+        commit_log_prob: per site, the log-probability that the model gave to the value set in the last step; NaN
+            where none was.
+        remasked: sites that the last step took back to noise, boolean; None for samplers that never do.
+    """
+
+    commit_log_prob: State | None = None
+    remasked: State | None = None
+
+
+class Sampler(ABC):
+    """One reverse step. A subclass is a frozen keyword-only dataclass: a process and numbers; all mutable state is in the carry.
+
+    Its docstring says whether it is *exact* (targets the model's law) or *heuristic*.
+    """
+
+    @abstractmethod
+    def prior(self, shape: Any, rng: Rng) -> State:
+        """The state at t = 1 from which sampling starts."""
+
+    def init(self, x: State) -> Carry:
+        """The carry before the first step."""
+        return Carry()
+
+    @abstractmethod
+    def step(
+        self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, carry: Carry, rng: Rng, **cond: Any
+    ) -> tuple[State, Carry]:
+        """From x at time t to time s < t; `rng` is this step's own stream."""
