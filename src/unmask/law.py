@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -78,12 +78,6 @@ class SiteLaw(Law):
         return _tensor(self.draw(rng)[0])
 
 
-class Head(Protocol):
-    """A map from hidden vectors (n, d) to logits (n, v); `token_log_prob` may score targets in bounded memory."""
-
-    def __call__(self, hidden: Tensor) -> Tensor: ...
-
-
 class Categorical(SiteLaw):
     """Independent categoricals over v classes at sites (b, *s), lazy: logits exist only for the sites asked about.
 
@@ -123,9 +117,13 @@ class Categorical(SiteLaw):
 
     @classmethod
     def from_hidden(
-        cls, hidden: Float[Tensor, "b *s d"], head: Head, *, vocab_size: int, forbidden: int | None = None
+        cls, hidden: Float[Tensor, "b *s d"], head: LogProbMap, *, vocab_size: int, forbidden: int | None = None
     ) -> Categorical:
-        """From hidden states and the head that turns them into logits; class `forbidden` has probability zero."""
+        """From hidden states and the head that turns (n, d) of them into logits (n, v).
+
+        Class `forbidden` gets probability zero. A head may also offer `token_log_prob(hidden, targets,
+        forbidden=...)`, which scores targets (n,) in bounded memory.
+        """
         flat = hidden.flatten(0, -2)
 
         def log_weights(index: Tensor) -> Tensor:

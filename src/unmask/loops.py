@@ -240,7 +240,7 @@ def _respect_padding(
 def _check_times(times: Tensor) -> None:
     if len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
         raise ValueError(
-            f"trajectory: times {times.tolist()[:5]}... do not decrease strictly; wanted at least two, such as time_grid(64)"
+            f"trajectory: times {times.tolist()[:5]}... do not decrease strictly; wanted at least two, as time_grid(64)"
         )
 
 

@@ -56,7 +56,7 @@ def low_discrepancy_uniforms(shift: float, rows: Int64[Tensor, " b"]) -> Float[T
 
 
 def temper(log_probs: Float[Tensor, "n v"], *, temperature: float) -> Float[Tensor, "n v"]:
-    """Log-probabilities divided by the temperature; at 0, all mass on the most probable class (the first among equals)."""
+    """Log-probabilities divided by the temperature; at 0, all mass on the most probable class."""
     if temperature == 0:
         best = log_probs.argmax(-1, keepdim=True)
         return torch.full_like(log_probs, -torch.inf).scatter(-1, best, 0.0)

@@ -34,7 +34,7 @@ class Process(ABC):
 
     @abstractmethod
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:
-        """The exact law of x_s given x_t, s < t, when x_0 given x_t follows `law`: q(x_s | x_t, x_0) averaged over it."""
+        """The exact law of x_s given x_t, s < t, for x_0 given x_t ~ `law`: q(x_s | x_t, x_0) averaged over it."""
 
 
 class DiscreteProcess(Process):
@@ -48,7 +48,7 @@ class DiscreteProcess(Process):
 
     @abstractmethod
     def marginal(self, p0: Float[Tensor, "*s v"], t: Tensor) -> Float[Tensor, "*s v"]:
-        """The law of x_t when x_0 has weights p0: sum_x p0[x] q(x_t = . | x_0 = x). Linear in p0, which need not sum to 1."""
+        """The law of x_t when x_0 has weights p0: sum_x p0[x] q(x_t = . | x_0 = x); linear in p0."""
 
     @abstractmethod
     def likelihood(self, xt: Int64[Tensor, "*s"], s: Tensor, t: Tensor) -> Float[Tensor, "*s v"]:
@@ -99,7 +99,7 @@ class DiscreteProcess(Process):
 
     def _rates_into(self, x: Int64[Tensor, "*s"], t: Tensor) -> Float[Tensor, "*s v"]:
         """R_t(y -> x) for every y: the slope of q(x_t' = x | x_t = y) in t' at t' = t, by forward autodiff."""
-        tt = expand_time(t, x).expand(x.shape)
+        tt = expand_time(t, x).expand(x.shape).clone()  # forward autodiff needs its own memory
         slope: Tensor = torch.func.jvp(lambda later: self.likelihood(x, tt, later), (tt,), (torch.ones_like(tt),))[1]
         return slope
 
@@ -156,7 +156,7 @@ class DiscreteProcess(Process):
     def _sites(self, law: Law, operation: str) -> SiteLaw:
         if not isinstance(law, SiteLaw):
             raise TypeError(
-                f"{type(self).__name__}.{operation}: met a {type(law).__name__}, wanted a discrete law of sites such as "
+                f"{type(self).__name__}.{operation}: met a {type(law).__name__}, wanted a discrete law of sites like "
                 "Categorical; pair the process with a denoiser of its own kind"
             )
         return law

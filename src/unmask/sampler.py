@@ -28,7 +28,7 @@ class Carry:
 
 
 class Sampler(ABC):
-    """One reverse step. A subclass is a frozen keyword-only dataclass: a process and numbers; all mutable state is in the carry.
+    """One reverse step. A subclass is a frozen keyword-only dataclass: a process and numbers; its state is the carry.
 
     Its docstring says whether it is *exact* (targets the model's law) or *heuristic*.
     """

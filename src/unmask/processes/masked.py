@@ -35,9 +35,8 @@ class Masked(Interpolating):
 
     References:
         Austin et al., 2021, arXiv:2107.03006 (absorbing state); Shi et al., "Simplified and generalized masked
-        diffusion
-        for discrete data", 2024, arXiv:2406.04329; Sahoo et al., "Simple and effective masked diffusion language
-        models", 2024, arXiv:2406.07524.
+        diffusion for discrete data", 2024, arXiv:2406.04329; Sahoo et al., "Simple and effective masked diffusion
+        language models", 2024, arXiv:2406.07524.
     """
 
     vocab_size: int
@@ -59,8 +58,7 @@ class Masked(Interpolating):
     def mixing(self, t: Tensor) -> Float[Tensor, "*s v"]:
         return one_hot(torch.tensor(self.mask_id, device=t.device), self.vocab_size)
 
-    # -- closed forms of what the two vectors imply (the process contract compares them)
-    ---------------------------------
+    # -- closed forms of what the two vectors imply; the process contract compares them with the derived ones
 
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return torch.full(tuple(shape), self.mask_id, dtype=torch.int64)

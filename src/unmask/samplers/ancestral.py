@@ -26,8 +26,8 @@ class Ancestral(Sampler):
     time it is exact for masked diffusion. Filters make it heuristic: they target a sharper law than the model's.
 
     For the masked process the positions to reveal are drawn first: the head is evaluated there only, and a step that
-        reveals
-    nothing makes no network call, so T steps on L tokens cost T (1 - (1 - 1/T)^L) calls on average (linear schedule).
+    reveals nothing makes no network call, so T steps on L tokens cost T (1 - (1 - 1/T)^L) calls on average (linear
+    schedule).
 
     Args:
         process: any `Process`.

@@ -1,0 +1,85 @@
+"""How a canvas is filled: the settings that every text command shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from unmask.denoiser import Denoiser
+from unmask.errors import UserError
+from unmask.law import Law, SiteLaw, State
+from unmask.sampler import Sampler
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The keywords that `generate`, `infill` and `stream` share; `SamplingConfig` documents and checks them."""
+
+    num_steps: int | None
+    seed: int
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    block_size: int | None
+    sampler: Sampler | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How a canvas is filled.
+
+    Args:
+        num_steps: denoising steps in all; None: one per site to fill, at most 64. An autoregressive model always takes
+            one per site.
+        seed: sample i depends on the seed and on i, not on how many samples are asked for.
+        temperature: 1 samples the model's law, below 1 sharpens it, 0 takes the most probable token.
+        top_k, top_p: keep the k most probable tokens, or the fewest whose probabilities sum to top_p.
+        block_size: fill blocks of this many sites from left to right, sharing out the steps; None: the whole canvas at
+            once.
+        sampler: any other `Sampler` of the model's process, instead of the temperature and the filters.
+
+    Raises:
+        UserError: a value outside its range.
+    """
+
+    num_steps: int | None = None
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    block_size: int | None = None
+    sampler: Sampler | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_steps is not None and self.num_steps < 1:
+            raise UserError(f"sampling: num_steps={self.num_steps}, wanted at least 1 (more steps: better samples)")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UserError(
+                f"sampling: temperature={self.temperature}, wanted a finite number >= 0 (1 samples the model's law)"
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"sampling: top_k={self.top_k}, wanted at least 1, or none to keep every token")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise UserError(f"sampling: top_p={self.top_p}, wanted a number above 0 and at most 1")
+        if self.block_size is not None and self.block_size < 1:
+            raise UserError(f"sampling: block_size={self.block_size}, wanted at least 1")
+        if self.sampler is not None and (self.temperature, self.top_k, self.top_p) != (1.0, None, None):
+            raise UserError("sampling: a sampler was given, so temperature, top_k and top_p belong in it")
+
+
+class Without(Denoiser):
+    """The inner law with some tokens given probability zero at every site, and renormalised."""
+
+    def __init__(self, inner: Denoiser, tokens: Sequence[int]) -> None:
+        super().__init__()
+        self.inner, self.tokens = inner, torch.tensor(tokens)
+
+    def forward(self, xt: State, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Law:
+        law = self.inner(xt, t, attention_mask=attention_mask, **cond)
+        assert isinstance(law, SiteLaw)
+        tokens = self.tokens
+        return law.map(lambda log_probs: log_probs.index_fill(-1, tokens.to(log_probs.device), -torch.inf))
