@@ -145,8 +145,8 @@ def seed_of(folder: Path) -> int:
 def no_space(*args: Any, **kwargs: Any) -> None:
     """Half a file, then a full disk."""
     for path in args:
-        if isinstance(path, (str, Path)) and Path(path).suffix:
-            Path(path).write_bytes(b"\x10")
+        if isinstance(path, Path):
+            (path / "part" if path.is_dir() else path).write_bytes(b"\x10")
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -184,6 +184,26 @@ def test_failing_rename_brings_the_previous_one_back(folder: Path, monkeypatch: 
             save_checkpoint(folder, make(2))
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
     assert seed_of(folder) == 0
+
+
+def test_everything_is_on_the_disk_before_it_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: set[int] = set()
+    fsync, replace = os.fsync, os.replace
+
+    def note(descriptor: int) -> None:
+        flushed.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    def check(a: Path, b: Path) -> None:
+        if b == tmp_path / "model":
+            assert {p.stat().st_ino for p in (a, *a.rglob("*"))} <= flushed
+            flushed.clear()
+        replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", check)
+    save_checkpoint(tmp_path / "model", make())
+    assert flushed == {tmp_path.stat().st_ino}  # and the rename itself after it
 
 
 class Killed(BaseException):

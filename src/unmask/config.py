@@ -146,16 +146,16 @@ def _check_names(cls: type, fields: Mapping[str, dataclasses.Field[Any]], values
 
 
 def _load(value: Any, hint: Any, where: str, extra: Mapping[str, type] | None) -> Any:
-    if isinstance(value, Mapping):
-        if "class" in value:
-            return from_config(value, hint if isinstance(hint, type) else object, extra)
-        return {key: _load(item, None, where, extra) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_load(item, None, where, extra) for item in value)
     if hint is float and type(value) is int:
         return float(value)
     if hint in _SCALARS and type(value) is not hint:
-        raise UserError(f"config: {where} is {value!r}, wanted {hint.__name__}")
+        raise UserError(f"config: {where} is {_short(value)}, wanted {hint.__name__}")
+    if isinstance(value, list):
+        return tuple(_load(item, None, where, extra) for item in value)
+    if isinstance(value, Mapping) and "class" in value:
+        return from_config(value, hint if isinstance(hint, type) else object, extra)
+    if isinstance(value, Mapping):
+        return {key: _load(item, None, where, extra) for key, item in value.items()}
     return value
 
 

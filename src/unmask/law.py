@@ -52,15 +52,15 @@ class SiteLaw(Law):
     """
 
     @abstractmethod
-    def log_probs(self, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         """Normalised log-probabilities, shape (n, v), or (b, *s, v) when `where` is None."""
 
     @abstractmethod
-    def sample_at(self, where: Bool[Tensor, b * s], rng: Rng) -> tuple[Tensor, Tensor]:
+    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         """Values (n,) drawn at the sites of `where`, and the log-probability (n,) that the model gives them."""
 
     @abstractmethod
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         """Log-probability of the value x at each site: (n,), or (b, *s) when `where` is None."""
 
     @abstractmethod
@@ -142,7 +142,7 @@ class Categorical(SiteLaw):
 
         return cls(hidden.shape[:-1], vocab_size, log_weights, token_log_prob=shortcut, device=hidden.device)
 
-    def with_known(self, tokens: Int64[Tensor, b * s], known: Bool[Tensor, b * s]) -> Categorical:
+    def with_known(self, tokens: Int64[Tensor, "b *s"], known: Bool[Tensor, "b *s"]) -> Categorical:
         """The law in which the sites of `known` are certain to hold `tokens`; the rest is unchanged and as lazy."""
         flat_tokens, flat_known = tokens.flatten(), known.flatten()
 
@@ -203,16 +203,16 @@ class Categorical(SiteLaw):
             raise ValueError(f"Categorical: `where` has shape {tuple(where.shape)}, wanted {tuple(self.shape)}")
         return where.flatten().nonzero().squeeze(1)
 
-    def log_probs(self, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         rows = self.rows(self._index(where))
         return rows if where is not None else rows.reshape(*self.shape, self.vocab_size)
 
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         index = self._index(where)
         scores = self.scores(index, x.flatten()[index])
         return scores if where is not None else scores.reshape(self.shape)
 
-    def sample_at(self, where: Bool[Tensor, b * s], rng: Rng) -> tuple[Tensor, Tensor]:
+    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         index = self._index(where)
         log_probs = self._model_rows(index)
         u = rng.uniform(self.shape, self.device).flatten()[index]
@@ -249,13 +249,13 @@ class Deferred(SiteLaw):
             )
         return self.law
 
-    def log_probs(self, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         return self._sites.log_probs(where)
 
-    def sample_at(self, where: Bool[Tensor, b * s], rng: Rng) -> tuple[Tensor, Tensor]:
+    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         return self._sites.sample_at(where, rng)
 
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         return self._sites.token_log_prob(x, where)
 
     def map(self, fn: LogProbMap) -> Deferred:
@@ -300,7 +300,7 @@ class Dirac(Law):
 class Normal(Law):
     """Independent normals: density N(x; loc, scale^2) at every site; a scale of 0 is a point mass when sampled."""
 
-    loc: Float[Tensor, b * s]
+    loc: Float[Tensor, "b *s"]
     scale: Tensor
 
     def sample(self, rng: Rng) -> Tensor:

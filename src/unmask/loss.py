@@ -47,7 +47,7 @@ class Loss(ABC):
 
 
 def sum_sites(
-    values: Float[Tensor, " n"], where: Bool[Tensor, b * s], weight: Float[Tensor, " b"] | None = None
+    values: Float[Tensor, " n"], where: Bool[Tensor, "b *s"], weight: Float[Tensor, " b"] | None = None
 ) -> Float[Tensor, " b"]:
     """Per-row sums of values (n,) that stand at the True sites of `where`, times the row's weight; float64."""
     row = where.flatten(1).nonzero()[:, 0]

@@ -112,7 +112,7 @@ class DiscreteProcess(Process):
         into = self._rates_into(targets, expand_time(t, x).expand(x.shape)[..., None])
         return into.gather(-1, x[..., None, None].expand(*into.shape[:-1], 1)).squeeze(-1)
 
-    def reverse_rates(self, law: Law, xt: Int64[Tensor, b * s], t: Tensor) -> Float[Tensor, "b *s v"]:
+    def reverse_rates(self, law: Law, xt: Int64[Tensor, "b *s"], t: Tensor) -> Float[Tensor, "b *s v"]:
         """R_t(x_t -> y) of the reversed process, y != x_t: R_t(y -> x_t) sum_x w[x] q_t(y | x); zero at y = x_t."""
         p0 = self._sites(law, "reverse_rates").log_probs().double().exp()
         return self._reverse_rates(p0, xt, t)
@@ -123,8 +123,8 @@ class DiscreteProcess(Process):
         return rates.scatter(-1, xt[..., None], 0.0)
 
     def nelbo_rate(
-        self, law: Law, x0: Int64[Tensor, b * s], xt: Int64[Tensor, b * s], t: Tensor
-    ) -> Float[Tensor, b * s]:
+        self, law: Law, x0: Int64[Tensor, "b *s"], xt: Int64[Tensor, "b *s"], t: Tensor
+    ) -> Float[Tensor, "b *s"]:
         """The integrand of the continuous-time bound at each site, nats per unit time:
 
             sum_{y != x_t}  r(y) - r*(y) + r*(y) log( r*(y) / r(y) ),
@@ -139,7 +139,7 @@ class DiscreteProcess(Process):
         truth = self._reverse_rates(one_hot(x0, self.vocab_size), xt, t)
         return (model - truth + torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, model)).sum(-1)
 
-    def prior_kl(self, x0: Int64[Tensor, b * s]) -> Float[Tensor, b * s]:
+    def prior_kl(self, x0: Int64[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
         """KL( q(x_1 | x_0) || prior ) at each site, nats: zero when the end point has forgotten the data."""
         end = self.marginal(one_hot(x0, self.vocab_size), torch.ones((), dtype=torch.float64))
         prior = self.prior_probs.to(end)

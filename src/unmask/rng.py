@@ -100,7 +100,7 @@ class Rng:
             )
         return self.row_ids
 
-    def bits(self, shape: Sequence[int], device: torch.device | None = None) -> Int64[Tensor, b * s]:
+    def bits(self, shape: Sequence[int], device: torch.device | None = None) -> Int64[Tensor, "b *s"]:
         """Sixty-four hashed bits per site, shape (b, *s)."""
         batch, sites = shape[0], math.prod(shape[1:])
         row = self.row_indices(batch).to(device=device, dtype=torch.int64)
@@ -116,14 +116,14 @@ class Rng:
         word = _mix(site * _signed(_MIX_2) + row_key.reshape(batch, *[1] * (site.ndim - 1)))
         return word.reshape(tuple(shape))
 
-    def uniform(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, b * s]:
+    def uniform(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, "b *s"]:
         """Uniforms in the open interval (0, 1), float64, shape (b, *s)."""
         return _shift_right(self.bits(shape, device), 12).double().add_(0.5).mul_(2.0**-52)
 
-    def normal(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, b * s]:
+    def normal(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, "b *s"]:
         """Standard normals by inversion, float64, exact in the tails down to 2^-53."""
         return torch.special.ndtri(self.uniform(shape, device))
 
-    def bernoulli(self, p: Tensor) -> Bool[Tensor, b * s]:
+    def bernoulli(self, p: Tensor) -> Bool[Tensor, "b *s"]:
         """True with probability `p`, elementwise; `p` has the full shape (b, *s)."""
         return self.uniform(p.shape, p.device) < p

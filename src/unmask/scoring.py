@@ -17,6 +17,7 @@ from unmask.loss import Loss
 from unmask.losses.any_order import AnyOrderNLL
 from unmask.losses.autoregressive import AutoregressiveNLL
 from unmask.losses.nelbo import NELBO
+from unmask.process import DiscreteProcess
 from unmask.processes.masked import Masked
 from unmask.rng import Rng
 
@@ -114,7 +115,11 @@ def _loss(model: TextModel) -> Loss:
     process = model.checkpoint.process
     if model.autoregressive:
         return AutoregressiveNLL()
-    return AnyOrderNLL(process=process) if isinstance(process, Masked) else NELBO(process=process)
+    if isinstance(process, Masked):
+        return AnyOrderNLL(process=process)
+    if isinstance(process, DiscreteProcess):
+        return NELBO(process=process)
+    raise UserError(f"score: a {type(process).__name__} process has no likelihood bound on tokens; use a discrete one")
 
 
 def _windows(encoded: Sequence[Sequence[int]], length: int) -> tuple[list[int], list[Sequence[int]]]:

@@ -36,9 +36,14 @@ class TextModel:
 
     Args:
         checkpoint: process, denoiser, tokenizer and model card.
+
+    Raises:
+        UserError: the checkpoint has no tokenizer.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.tokenizer is None:
+            raise UserError("opening a text model: the checkpoint has no tokenizer, so it is not one of text")
         self.checkpoint = checkpoint
         self.denoiser: Denoiser = checkpoint.denoiser.eval()
         self.tokenizer: Tokenizer = checkpoint.tokenizer

@@ -23,7 +23,7 @@ def make(n: int = 13, v: int = 17, dtype: torch.dtype = torch.float32) -> tuple[
     torch.manual_seed(0)
     head = Head(6, v).to(dtype)
     torch.nn.init.normal_(head.weight)
-    return head, torch.randn(n, 6, dtype=dtype, requires_grad=True), torch.randint(v - 1, (n,))
+    return head, torch.randn(n, 6, dtype=dtype, requires_grad=True), torch.randint(v - 3, (n,))
 
 
 def reference(head: Head, hidden: Tensor, targets: Tensor, forbidden: int | None) -> Tensor:
@@ -34,7 +34,7 @@ def reference(head: Head, hidden: Tensor, targets: Tensor, forbidden: int | None
     return torch.log_softmax(logits, -1).gather(1, targets[:, None]).squeeze(1)
 
 
-@pytest.mark.parametrize("forbidden", [None, 16])
+@pytest.mark.parametrize("forbidden", [None, 14, 16])
 def test_values_and_gradients_are_those_of_the_log_softmax(path: str, forbidden: int | None) -> None:
     head, hidden, targets = make()
     upstream = torch.randn(13)
@@ -46,7 +46,7 @@ def test_values_and_gradients_are_those_of_the_log_softmax(path: str, forbidden:
     torch.testing.assert_close(met, exact, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("forbidden", [None, 16])
+@pytest.mark.parametrize("forbidden", [None, 14, 16])
 def test_gradcheck_in_float64(path: str, forbidden: int | None) -> None:
     head, hidden, targets = make(n=7, dtype=torch.float64)
 
@@ -77,12 +77,12 @@ def test_chunked_weight_gradient_does_not_lose_small_terms_in_bf16(monkeypatch: 
     monkeypatch.setattr(head_module, "_MAX_ROWS", 1)
     head = Head(1, 4)
     torch.nn.init.zeros_(head.weight)
-    hidden, targets = torch.ones(2000, 1), torch.zeros(2000, dtype=torch.long)
+    hidden, targets = torch.ones(800, 1), torch.zeros(800, dtype=torch.long)
     with torch.autocast("cpu", torch.bfloat16):
         scores = head.token_log_prob(hidden, targets)
     scores.sum().backward()
     assert head.weight.grad is not None
-    torch.testing.assert_close(head.weight.grad, torch.tensor([[1500.0], [-500.0], [-500.0], [-500.0]]))
+    torch.testing.assert_close(head.weight.grad, torch.tensor([[600.0], [-200.0], [-200.0], [-200.0]]))
 
 
 def test_forbidden_state_keeps_its_logit_out_of_everything(path: str) -> None:
@@ -133,14 +133,14 @@ def test_nothing_of_size_n_by_v_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_peak_memory_is_far_below_the_logits() -> None:
-    """Forward and backward with 1.6 GB of logits: the process grows by less than a quarter of that."""
+    """Forward and backward with 0.4 GB of logits: the process grows by less than a quarter of that."""
     code = (
         "import torch, resource; from unmask.nn.head import Head; torch.set_num_threads(1); torch.manual_seed(0)\n"
-        "head, hidden = Head(8, 50_000), torch.randn(8192, 8, requires_grad=True)\n"
+        "head, hidden = Head(8, 50_000), torch.randn(2048, 8, requires_grad=True)\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "head.token_log_prob(hidden[:100], torch.arange(100)).sum().backward(); before = peak()\n"
-        "head.token_log_prob(hidden, torch.arange(8192)).sum().backward()\n"
+        "head.token_log_prob(hidden, torch.arange(2048)).sum().backward()\n"
         "print((peak() - before) * 1024)"
     )
     grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
-    assert grown < 0.25 * 8192 * 50_000 * 4
+    assert grown < 0.25 * 2048 * 50_000 * 4

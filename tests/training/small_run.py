@@ -1,14 +1,20 @@
-"""A run that takes milliseconds a step; as a script, one process of a distributed run: small_run.py KIND FOLDER JSON."""
+"""A run that takes milliseconds a step.
+
+As a script, one process of a distributed run that is crashed and resumed: small_run.py KIND FOLDER NUMBERS.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import PartialState
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from unmask.checkpoint import Checkpoint
 from unmask.data.cache import TokenDataset, WindowDataset
@@ -18,6 +24,7 @@ from unmask.losses.masked_nelbo import MaskedNELBO
 from unmask.nn.transformer import Transformer, TransformerConfig
 from unmask.processes.masked import Masked
 from unmask.training.config import TrainingConfig
+from unmask.training.state import saved_states
 from unmask.training.trainer import Trainer
 
 LENGTH = 12
@@ -72,7 +79,11 @@ def trainer(folder: Path, data: Any = None, *, dropout: float = 0.0, **changes: 
 
 
 def fsdp_on_cpu() -> Any:
-    """An FSDP2 Accelerator on CPUs. Accelerate's launcher offers FSDP on accelerators only, so its switch is set here."""
+    """An FSDP2 Accelerator on CPUs.
+
+    The launcher of Accelerate refuses `--cpu` together with `--use_fsdp`, and its state turns FSDP on for accelerators
+    only, so the switch is set here; all the sharding that follows is the real one.
+    """
     from accelerate import Accelerator, FullyShardedDataParallelPlugin
     from accelerate.utils import DistributedType
 
@@ -84,22 +95,32 @@ def fsdp_on_cpu() -> Any:
     return accelerator
 
 
-def main(kind: str, folder: str, changes: str) -> None:
+def main(kind: str, folder: str, numbers: str) -> None:
     torch.set_num_threads(1)
-    options = json.loads(changes)
-    resume = options.pop("resume", False)
-    run = trainer(Path(folder), **options)
+    changes = json.loads(numbers)
+    run = trainer(Path(folder), **changes)
     if kind == "fsdp":
         run.accelerator = fsdp_on_cpu()
-    run.run(resume=resume)
+    run.run()
+    sharded = [isinstance(p, DTensor) for p in run.checkpoint.denoiser.parameters()]
+    assert all(sharded) if kind == "fsdp" else not any(sharded)
+    state = PartialState()
+    print(f"processes={state.num_processes}", flush=True)
     if kind == "fsdp":
-        from torch.distributed.tensor import DTensor
+        resume_from_the_one_before_last(run, changes, state)
 
-        sharded = [isinstance(p, DTensor) for p in run.checkpoint.denoiser.parameters()]
-        assert all(sharded), "FSDP sharded nothing"
-    from accelerate.state import PartialState
 
-    print(f"processes={PartialState().num_processes}")
+def resume_from_the_one_before_last(run: Trainer, changes: dict[str, Any], state: Any) -> None:
+    folder = Path(run.folder)
+    if state.is_main_process:
+        folder.rename(folder.with_name("first"))
+        shutil.copytree(folder.with_name("first"), folder)
+        shutil.rmtree(saved_states(folder / "training")[-1])
+    state.wait_for_everyone()
+    run.accelerator.free_memory()
+    again = trainer(folder, **changes)
+    again.accelerator = run.accelerator
+    again.run(resume=True)
 
 
 if __name__ == "__main__":

@@ -127,5 +127,3 @@ def test_bf16_is_near_fp32_and_its_weights_stay_fp32(tmp_path: Path) -> None:
         gradients[precision] = gradient(one)
     distance = (gradients["bf16"] - gradients["no"]).norm() / gradients["no"].norm()
     assert 1e-5 < distance < 0.05
-
-

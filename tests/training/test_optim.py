@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,7 @@ def test_cosine_landmarks() -> None:
     assert f[9] == 1.0
     assert f[54] == pytest.approx(0.55)  # half of the 90 decaying steps: halfway between 1 and 0.1
     assert f[99] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(f[9:], f[10:], strict=False))
+    assert all(a > b for a, b in pairwise(f[9:]))
 
 
 def test_wsd_landmarks() -> None:

@@ -49,11 +49,6 @@ def model_name(source: str | None) -> str:
     return source if source is not None else "shakespeare-masked (shipped)"
 
 
-def note(message: str) -> None:
-    """A line for the person at the terminal, on standard error."""
-    print(message, file=sys.stderr, flush=True)
-
-
 def print_json(value: Any) -> None:
     """The one JSON document of a ``--json`` run, on standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
@@ -63,17 +58,19 @@ def check_writable(path: str | Path | None) -> None:
     """Find out before the work begins whether a file can be written there.
 
     Raises:
-        UserError: it is a folder.
-        OSError: the place cannot be written.
+        UserError: it cannot.
     """
     if path is None:
         return
     path = Path(path)
     if path.is_dir():
         raise UserError(f"writing {path}: it is a folder; name a file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
-        pass
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"writing {path}: {error.strerror}; name a place that can be written") from error
 
 
 @contextmanager

@@ -128,5 +128,8 @@ def _write_page(filling: Filling, part: Canvas, steps: list[Step]) -> None:
 def _print_sample(number: int, text: str, *, many: bool) -> None:
     if many:
         print(f"{'' if number == 0 else chr(10)}--- sample {number + 1} ---")
+    if sys.stdout.isatty():
+        from unmask.viz.terminal import printable
+
+        text = printable(text)
     print(text, flush=True)
-    sys.stdout.flush()

@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
 def describe(source: str | None) -> dict[str, Any]:
     """What the checkpoint is, as JSON values."""
     model = load_model(source)
-    process, net = model.checkpoint.process, model.denoiser.net
-    config: Any = net.config
+    process = model.checkpoint.process
+    net: Any = model.denoiser.net
     return {
         "model": model_name(source),
         "kind": "autoregressive" if model.autoregressive else "diffusion",
@@ -47,7 +47,7 @@ def describe(source: str | None) -> dict[str, Any]:
         "network": {
             "class": type(net).__name__,
             "parameters": sum(p.numel() for p in model.denoiser.parameters()),
-            **_plain(config),
+            **_plain(net.config),
         },
         "tokenizer": {
             "vocab_size": model.tokenizer.vocab_size,
@@ -56,7 +56,7 @@ def describe(source: str | None) -> dict[str, Any]:
             "pad_id": model.tokenizer.pad_id,
             "fingerprint": model.tokenizer.fingerprint(),
         },
-        "card": model.checkpoint.card,
+        "card": dict(model.checkpoint.card),
     }
 
 
@@ -71,6 +71,6 @@ def _lines(report: Mapping[str, Any], indent: str = "") -> Iterator[str]:
         if isinstance(value, Mapping):
             yield f"{indent}{name}"
             yield from _lines(value, indent + "  ") if value else [f"{indent}  (none)"]
-        else:
-            shown = f"{value:,}" if isinstance(value, int) and name == "parameters" else value
-            yield f"{indent}{name:20} {shown}" if not indent else f"{indent}{name:18} {shown}"
+        elif value is not None:
+            shown = f"{value:,}" if name == "parameters" else f"{value:.4f}" if isinstance(value, float) else value
+            yield f"{indent}{name:{30 - len(indent)}} {shown}"

@@ -16,6 +16,16 @@ COMMANDS = {
     "info": "what a checkpoint is",
 }
 
+# Which extra of this package brings an optional package.
+EXTRAS = {
+    "tyro": "cli",
+    "rich": "cli",
+    "accelerate": "train",
+    "tensorboard": "train",
+    "matplotlib": "train",
+    "datasets": "data",
+}
+
 HELP = """usage: unmask COMMAND [options]
 
 Masked diffusion models on text: train, generate, infill, score.
@@ -50,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        return _fail(f"the package {error.name} is missing; pip install 'unmask[{EXTRAS[error.name]}]'", 2)
     except OSError as error:
         return _fail(_describe(error), 2)
     except ValueError as error:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask.cli.console import note, parse, print_json
+from unmask.cli.console import parse, print_json, progress
 from unmask.errors import UserError
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def _recipe(options: Train) -> TextRecipe:
 def _report(run: TextRun, json: bool) -> None:
     from unmask.recipes.report import as_json, report, summary
 
-    note("measuring on the held-out text and writing samples")
-    outcome = report(run)
+    with progress("held-out text") as update:
+        outcome = report(run, on_progress=update)
     if json:
         print_json(as_json(run, outcome))
         return

@@ -69,7 +69,8 @@ def format_pattern(parts: Sequence[str | Gap]) -> str:
     text = ""
     for i, part in enumerate(parts):
         if isinstance(part, Gap):
-            text += f"[[{part.shortest}-{part.longest}]]"
+            fixed = part.shortest == part.longest
+            text += f"[[{part.longest}]]" if fixed else f"[[{part.shortest}-{part.longest}]]"
         else:
             text += _escape(part, before_gap=i + 1 < len(parts))
     return text

@@ -73,7 +73,7 @@ class AnyOrderNLL(Loss):
         )
 
 
-def random_subsets(candidates: Bool[Tensor, b * s], count: Int64[Tensor, " b"], rng: Rng) -> Bool[Tensor, b * s]:
+def random_subsets(candidates: Bool[Tensor, "b *s"], count: Int64[Tensor, " b"], rng: Rng) -> Bool[Tensor, "b *s"]:
     """A uniformly random subset of `count[b]` of each row's candidate sites."""
     u = rng.uniform(candidates.shape, candidates.device).masked_fill(~candidates, torch.inf).flatten(1)
     rank = u.argsort(1).argsort(1)

@@ -204,6 +204,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
         # one unbind of (b, l, 3, heads, d): its backward is one copy, where slices would each make a zero tensor
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        v = v.contiguous()  # a view would keep all three alive until the backward pass
         q, k = rotate(q, rotation).transpose(1, 2), rotate(k, rotation).transpose(1, 2)
         is_causal = self.causal and mask is None
         mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2), attn_mask=mask, is_causal=is_causal)

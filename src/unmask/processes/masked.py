@@ -94,8 +94,8 @@ class Masked(Interpolating):
         return expand_time(rate, x)[..., None] * (to_mask - one_hot(x, self.vocab_size))
 
     def nelbo_rate(
-        self, law: Law, x0: Int64[Tensor, b * s], xt: Int64[Tensor, b * s], t: Tensor
-    ) -> Float[Tensor, b * s]:
+        self, law: Law, x0: Int64[Tensor, "b *s"], xt: Int64[Tensor, "b *s"], t: Tensor
+    ) -> Float[Tensor, "b *s"]:
         """hazard(t) times the cross-entropy of x_0, at masked sites only."""
         masked = xt == self.mask_id
         nll = -self._sites(law, "nelbo_rate").token_log_prob(x0, masked).double()
@@ -109,8 +109,8 @@ class Unmasking(SiteLaw):
     def __init__(
         self,
         law: SiteLaw,
-        xt: Int64[Tensor, b * s],
-        masked: Bool[Tensor, b * s],
+        xt: Int64[Tensor, "b *s"],
+        masked: Bool[Tensor, "b *s"],
         reveal: Tensor,
         process: Masked,
     ) -> None:
@@ -125,7 +125,7 @@ class Unmasking(SiteLaw):
         tokens, log_probs = self.law.sample_at(where, rng.fold(_VALUES))
         return self.xt.masked_scatter(where, tokens), commit.masked_scatter(where, log_probs.to(commit.dtype))
 
-    def log_probs(self, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         v = self.process.vocab_size
         everywhere = torch.ones_like(self.masked) if where is None else where
         out = one_hot(self.xt[everywhere], v).log()
@@ -137,11 +137,11 @@ class Unmasking(SiteLaw):
             out = out.index_put((self.masked[everywhere],), torch.logaddexp(revealed, stays))
         return out if where is not None else out.reshape(*self.xt.shape, v)
 
-    def sample_at(self, where: Bool[Tensor, b * s], rng: Rng) -> tuple[Tensor, Tensor]:
+    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         tokens, commit = self.draw(rng)
         return tokens[where], commit[where]
 
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, b * s] | None = None) -> Tensor:
+    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         picked = x if where is None else x[where]
         return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 

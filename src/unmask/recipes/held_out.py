@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,15 @@ class HeldOut:
     loss: Loss
     seed: int
 
-    def figures(self, denoiser: Denoiser, *, draws: int = 1, max_windows: int | None = None) -> dict[str, float]:
-        """Held-out bits per character and nats per token, with the standard error over windows.
+    def figures(
+        self,
+        denoiser: Denoiser,
+        *,
+        draws: int = 1,
+        max_windows: int | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, float]:
+        """Held-out bits per character, with the standard error over windows.
 
         The error counts both the choice of the windows and the draws of the bound. End-of-text tokens are paid for.
 
@@ -46,19 +54,23 @@ class HeldOut:
             denoiser: in evaluation mode.
             draws: of the bound, per window.
             max_windows: use only so many, spread evenly over the text.
+            on_progress: called with (windows done, windows in all).
         """
         total = len(self.windows)
         count = min(total, max_windows or total)
         chosen = torch.arange(count) * total // count
-        nats = torch.cat([self._nats(denoiser, rows, draws) for rows in chosen.split(_BATCH)])
+        parts: list[Tensor] = []
+        for rows in chosen.split(_BATCH):
+            parts.append(self._nats(denoiser, rows, draws))
+            if on_progress is not None:
+                on_progress(sum(map(len, parts)), count)
+        nats = torch.cat(parts)
         tokens = min(count * self.windows.length, self.windows.num_tokens)
         error = float(nats.std()) * math.sqrt(count) if count > 1 else 0.0
-        per_token = float(nats.sum()) / tokens
-        bits = self.windows.num_tokens / self.windows.num_characters / math.log(2)
+        bits = self.windows.num_tokens / self.windows.num_characters / math.log(2) / tokens
         return {
-            "held_out_nats_per_token": per_token,
-            "held_out_bits_per_character": per_token * bits,
-            "held_out_bits_per_character_se": error / tokens * bits,
+            "held_out_bits_per_character": float(nats.sum()) * bits,
+            "held_out_bits_per_character_se": error * bits,
         }
 
     @torch.no_grad()
@@ -103,5 +115,5 @@ def seconds_per_step(denoiser: Denoiser, loss: Loss, windows: Any, batch_size: i
         tokens = batch.pop("tokens")
         nats = loss(model, tokens, Rng(0).fold(step).rows(rows), **batch).sum()
         nats.backward()
-        float(nats)
+        nats.item()
     return (time.perf_counter() - begun) / steps * 1.1

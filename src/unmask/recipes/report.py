@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ class Report:
     files: Mapping[str, str]
 
 
-def report(run: TextRun, *, num_samples: int = 3, draws: int = 4) -> Report:
+def report(
+    run: TextRun, *, num_samples: int = 3, draws: int = 4, on_progress: Callable[[int, int], None] | None = None
+) -> Report:
     """Measure the finished run on all of its held-out text, and write curve.png, samples.txt, denoising.html and
     result.json into its folder.
 
@@ -51,6 +53,7 @@ def report(run: TextRun, *, num_samples: int = 3, draws: int = 4) -> Report:
         run: finished, in the main process.
         num_samples: texts to write.
         draws: of the bound, per held-out window.
+        on_progress: called with (held-out windows done, windows in all).
 
     Raises:
         ValueError: called in another process than the main one.
@@ -59,7 +62,8 @@ def report(run: TextRun, *, num_samples: int = 3, draws: int = 4) -> Report:
     if model is None:
         raise ValueError("report: this process holds no model; call it in the main process only")
     seed = run.recipe.seed
-    figures = run.held_out.figures(model.denoiser, draws=1 if model.autoregressive else draws)
+    draws = 1 if model.autoregressive else draws
+    figures = run.held_out.figures(model.denoiser, draws=draws, on_progress=on_progress)
     bits = (figures[_BITS], figures[f"{_BITS}_se"])
     references = run.held_out.references(run.train_texts)
     steps = list(model.stream(num_samples=num_samples, seed=seed))
@@ -134,11 +138,13 @@ def _history(folder: Path, run: TextRun, final: tuple[float, float]) -> list[tup
 
 
 def _infill(model: TextModel, texts: list[str], seed: int) -> tuple[str, str]:
-    """A held-out passage of some forty words, whose middle third is left to the model."""
-    words = max(texts, key=len)[:4000].split()[40:80]
-    third = max(1, min(len(words), model.context // 8) // 3)
+    """A held-out passage of at most thirty words, whose middle third is left to the model."""
+    words = max(texts, key=len)[:4000].split()[20:50] or ["it"]
+    while len(words) > 3 and len(model.tokenizer.encode(" ".join(words))) > model.context * 3 // 4:
+        words = words[:-3]
+    third = max(1, len(words) // 3)
     before, middle, after = (" ".join(words[i * third : (i + 1) * third]) for i in range(3))
-    hidden = max(1, len(model.tokenizer.encode(f" {middle}")))
+    hidden = max(1, len(model.tokenizer.encode(middle)))
     pattern = format_pattern([f"{before} ", Gap(shortest=hidden, longest=hidden), f" {after}"])
     return pattern, model.infill(pattern, seed=seed)
 

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from accelerate import PartialState
+
 from unmask.checkpoint import Checkpoint
-from unmask.data.cache import TokenDataset
+from unmask.data.cache import TokenDataset, WindowDataset
 from unmask.data.text import load_documents, split_documents
 from unmask.data.tokenizers import Tokenizer
 from unmask.denoisers.autoregressive import AutoregressiveDenoiser
@@ -131,25 +134,20 @@ def train_text(recipe: TextRecipe, *, resume: bool = False, overwrite: bool = Fa
     windows = train_tokens.windows(recipe.context)
     if recipe.steps is None:
         recipe = _timed(recipe, checkpoint, loss, windows)
-    write_whole(folder / RUN_FILE, json.dumps(dataclasses.asdict(recipe), indent=2).encode())
+    settings = json.dumps(dataclasses.asdict(recipe), indent=2).encode()
+    if not resume and PartialState().is_main_process:
+        write_whole(folder / RUN_FILE, settings)
     held_out = HeldOut(
         texts=held_out_texts,
         windows=held_out_tokens.windows(recipe.context, allow_short=True),
         loss=loss,
         seed=recipe.seed,
     )
-    trainer = Trainer(
-        checkpoint=checkpoint,
-        loss=loss,
-        data=windows,
-        config=training_config(recipe),
-        folder=folder,
-        evaluate=lambda denoiser: held_out.figures(denoiser, max_windows=64),
-        sample=lambda denoiser: _glimpse(dataclasses.replace(checkpoint, denoiser=denoiser)),
-        progress=progress,
-    )
+    trainer = _trainer(recipe, checkpoint, windows, held_out, progress)
     begun = time.perf_counter()
     result = trainer.run(resume=resume, overwrite=overwrite)
+    if resume and result.checkpoint is not None:  # not earlier: a resume that is refused must change nothing
+        write_whole(folder / RUN_FILE, settings)
     model = None if result.checkpoint is None else TextModel(result.checkpoint)
     seconds = time.perf_counter() - begun
     return TextRun(
@@ -162,10 +160,23 @@ def train_text(recipe: TextRecipe, *, resume: bool = False, overwrite: bool = Fa
     )
 
 
+def _trainer(
+    recipe: TextRecipe, checkpoint: Checkpoint, windows: WindowDataset, held_out: HeldOut, progress: bool
+) -> Trainer:
+    return Trainer(
+        checkpoint=checkpoint,
+        loss=held_out.loss,
+        data=windows,
+        config=training_config(recipe),
+        folder=recipe.out,
+        evaluate=lambda denoiser: held_out.figures(denoiser, max_windows=64),
+        sample=lambda denoiser: _glimpse(dataclasses.replace(checkpoint, denoiser=denoiser)),
+        progress=progress,
+    )
+
+
 def build(recipe: TextRecipe, tokenizer: Tokenizer) -> tuple[Checkpoint, Loss]:
     """An untrained model of the recipe's shape, and the loss to train it with. The seed fixes the weights."""
-    import torch
-
     preset = {"tiny": TransformerConfig.tiny, "small": TransformerConfig.small, "base": TransformerConfig.base}
     vocab_size = tokenizer.vocab_size
     shape = preset[recipe.size or "tiny"](vocab_size=vocab_size, max_length=recipe.context, causal=recipe.causal)
@@ -237,8 +248,6 @@ def refuse_used(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 def _sized(recipe: TextRecipe, characters: int) -> TextRecipe:
     """Choices that follow from the amount of text: short texts get a small vocabulary, a long one a larger network."""
-    import torch
-
     tokenizer = recipe.tokenizer or ("characters" if characters < 200_000 else "bpe")
     vocab_size = recipe.vocab_size
     if tokenizer == "bpe" and vocab_size is None:
@@ -257,10 +266,8 @@ def _sized(recipe: TextRecipe, characters: int) -> TextRecipe:
     )
 
 
-def _timed(recipe: TextRecipe, checkpoint: Checkpoint, loss: Loss, windows: Any) -> TextRecipe:
+def _timed(recipe: TextRecipe, checkpoint: Checkpoint, loss: Loss, windows: WindowDataset) -> TextRecipe:
     """Turn the minutes into steps, by the speed of a few."""
-    from accelerate import PartialState
-
     assert recipe.minutes is not None
     if PartialState().num_processes > 1:
         raise UserError("train: give --steps when several processes train, so that all agree on the number")
@@ -272,13 +279,13 @@ def _tokenize(
     recipe: TextRecipe, train_texts: list[str], held_out_texts: list[str], *, resume: bool
 ) -> tuple[Tokenizer, TokenDataset, TokenDataset]:
     """Tokenizer and token caches in the run's folder; the main process writes them, the others wait."""
-    from accelerate import PartialState
-
     folder = Path(recipe.out) / "tokens"
     with PartialState().main_process_first():
         if PartialState().is_main_process:
-            kept = resume and (folder / "tokenizer.json").is_file()
-            tokenizer = Tokenizer.load(folder) if kept else _tokenizer(recipe, train_texts)
+            stored = stored_recipe(recipe.out) if resume else {}
+            same = all(stored.get(name) == getattr(recipe, name) for name in ("tokenizer", "vocab_size"))
+            places = [path for path in (Path(recipe.out), folder) if (path / "tokenizer.json").is_file()]
+            tokenizer = Tokenizer.load(places[0]) if same and places else _tokenizer(recipe, train_texts)
             tokenizer.save(folder)
             train = TokenDataset.build(train_texts, tokenizer, folder / "train")
             return tokenizer, train, TokenDataset.build(held_out_texts, tokenizer, folder / "held_out")
@@ -300,5 +307,7 @@ def _tokenizer(recipe: TextRecipe, texts: list[str]) -> Tokenizer:
 
 
 def _glimpse(checkpoint: Checkpoint) -> str:
+    """The beginning of a sample, on one line."""
     model = TextModel(checkpoint)
-    return model.generate(length=min(64, model.context), num_steps=32)[0]
+    text = " ".join(model.generate(length=min(48, model.context), num_steps=24)[0].split())
+    return f"sample: {text if len(text) <= 100 else text[:99] + '…'}"

@@ -31,7 +31,7 @@ _FREE = (
     "checkpoint_seconds",
     "tensorboard",
 )
-_OWN = ("config.json", "model.safetensors", "tokenizer.json", METRICS)
+_OWN = ("config.json", "model.safetensors", METRICS)
 
 
 def prepare_folder(folder: Path, accelerator: Any, *, resume: bool, overwrite: bool) -> None:

@@ -105,9 +105,9 @@ class _View:
         text = Text()
         for site, piece in zip(sites, pieces, strict=True):
             if ids[site] == self.tokenizer.mask_id:
-                text.append(_printable(piece), "bright_black")
+                text.append(printable(piece), "bright_black")
             else:
-                text.append(_printable(piece), _fresh_style(scores[site]) if fresh[site] else None)
+                text.append(printable(piece), _fresh_style(scores[site]) if fresh[site] else None)
         return text
 
 
@@ -120,9 +120,9 @@ def _fresh_style(log_prob: float) -> Style:
     return Style(color="black", bgcolor=f"rgb({round(90 + 150 * red)},{round(90 + 130 * green)},90)")
 
 
-def _printable(piece: str) -> str:
-    """The piece without control characters, which could move the cursor or change the terminal's state."""
-    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in piece)
+def printable(text: str) -> str:
+    """The text without control characters, which could move the cursor or change the terminal's state."""
+    return "".join(c if c in "\n\t" or c.isprintable() else "�" for c in text)
 
 
 def _tensor(state: object) -> Tensor:

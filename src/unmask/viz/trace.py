@@ -86,7 +86,7 @@ def _row_trace(steps: list[Step], row: int, real: list[bool] | None, tokenizer: 
             confidence = None if math.isnan(score) else round(math.exp(score), 4)
             events.append(Event(step=number, site=site, text=text(site, int(canvas[site])), confidence=confidence))
     first = _tensor(steps[0].canvas)[row].tolist()
-    touched = _tensor(steps[0].newly_set | _tensor(steps[0].remasked))[row].tolist()
+    touched = (_tensor(steps[0].newly_set) | _tensor(steps[0].remasked))[row].tolist()
     initial = tuple(None if touched[i] else text(i, first[i]) for i in sites)
     order = {site: number for number, site in enumerate(sites)}
     return RowTrace(

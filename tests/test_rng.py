@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+from unmask import Rng
+from unmask.oracles.statistics import chi_square
+
+
+def test_a_draw_is_a_function_of_its_address_alone() -> None:
+    full = Rng(3).fold(5).uniform((6, 7))
+    assert torch.equal(full, Rng(3).fold(5).uniform((6, 7))), "drawing consumed something"
+    some = Rng(3).rows(torch.tensor([4, 1])).fold(5).uniform((2, 7))
+    assert torch.equal(some, full[[4, 1]])
+    shifted = Rng(3).fold(5).positions(torch.arange(2, 5).expand(6, -1)).uniform((6, 3))
+    assert torch.equal(shifted, full[:, 2:5])
+
+
+def test_streams_differ() -> None:
+    base = Rng(0)
+    streams = [base, base.fold(0), base.fold(1), base.fold(0, 1), base.fold(1, 0), Rng(1)]
+    firsts = {float(r.uniform((1,))) for r in streams} | {r.scalar() for r in streams}
+    assert len(firsts) == 2 * len(streams)
+
+
+def test_known_values_never_move() -> None:
+    """Saved runs depend on the generator: changing it is a breaking change."""
+    torch.testing.assert_close(
+        Rng(42).fold(7).uniform((1, 2)), torch.tensor([KNOWN], dtype=torch.float64), atol=0, rtol=0
+    )
+
+
+KNOWN = [0.11279094699524939, 0.10101296153779116]
+
+
+def test_uniforms_are_uniform_and_open() -> None:
+    u = Rng(1).uniform((1000, 1000)).flatten()
+    assert float(u.min()) > 0
+    assert float(u.max()) < 1
+    bins = (u * 1000).long().bincount(minlength=1000)
+    assert chi_square(bins, torch.full((1000,), 1e-3).double()) > 1e-7
+
+
+@pytest.mark.parametrize("axis", ["rows", "positions", "folds", "seeds"])
+def test_neighbouring_addresses_are_independent(axis: str) -> None:
+    n = 200_000
+    if axis == "rows":
+        u = Rng(2).uniform((n,))
+    elif axis == "positions":
+        u = Rng(2).uniform((1, n)).flatten()
+    else:
+        n = 20_000
+        u = torch.tensor([(Rng(2).fold(k) if axis == "folds" else Rng(k)).scalar() for k in range(n)])
+    pairs = (u[:-1] * 8).long() * 8 + (u[1:] * 8).long()
+    assert chi_square(pairs[::2].bincount(minlength=64), torch.full((64,), 1 / 64).double()) > 1e-7
+
+
+def test_normals_have_normal_quantiles() -> None:
+    z = Rng(4).normal((1_000_000,))
+    edges = torch.special.ndtri(torch.linspace(0, 1, 101, dtype=torch.float64)[1:-1])
+    counts = torch.bucketize(z, edges).bincount(minlength=100)
+    assert chi_square(counts, torch.full((100,), 0.01).double()) > 1e-7
+
+
+def test_says_which_rows_are_missing() -> None:
+    with pytest.raises(ValueError, match="asked for 3 rows"):
+        Rng(0).rows(torch.arange(2)).uniform((3, 4))
+    with pytest.raises(ValueError, match="positions"):
+        Rng(0).positions(torch.zeros(2, 2, dtype=torch.int64)).uniform((2, 5))
