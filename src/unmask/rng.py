@@ -75,7 +75,8 @@ class Rng:
         """An independent stream named by integers, e.g. ``rng.fold(step, 2)``."""
         key = self.key
         for word in data:
-            key = _mix_int(key ^ _mix_int(int(word) & _MASK))
+            # the extra round keeps seed and word apart: mix(key ^ mix(word)) would be one constant when both are equal
+            key = _mix_int(_mix_int(key ^ _MIX_1) + _mix_int(int(word) & _MASK) & _MASK)
         return replace(self, key=key)
 
     def rows(self, rows: Int64[Tensor, " b"]) -> Rng:

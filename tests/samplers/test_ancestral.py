@@ -37,7 +37,7 @@ def test_converges_to_the_models_law_at_first_order() -> None:
     assert errors[0] > 0.01, "the world is too easy to see an error"
     assert errors[0] / errors[1] == pytest.approx(8, rel=0.25)
     assert errors[1] / errors[2] == pytest.approx(8, rel=0.1)
-    assert errors[2] < 5e-4
+    assert errors[2] < 1e-3
 
 
 def test_an_independent_world_needs_one_step() -> None:
@@ -53,7 +53,7 @@ def test_network_calls_are_as_predicted(length: int, num_steps: int) -> None:
     denoiser = MaskedDenoiser(CountingHead(vocab_size=6), vocab_size=6, mask_id=5)
     sampler = Ancestral(process=Masked(vocab_size=6, mask_id=5))
     calls = []
-    for seed in range(300):
+    for seed in range(60):
         *_, last = trajectory(sampler, denoiser, torch.full((1, length), 5), time_grid(num_steps), rng=Rng(seed))
         calls.append(last.network_calls)
     expected = num_steps * (1 - (1 - 1 / num_steps) ** length)

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from unmask.ops import draw_categorical, expand_time
-from unmask.oracles.tiny_joint import TableDenoiser
+from unmask.ops import draw_categorical
+from unmask.oracles.tiny_joint import TableDenoiser, site_evidence
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng
 
@@ -67,7 +67,7 @@ class MarkovText:
 
     def conditionals(self, process: DiscreteProcess, xt: Int64[Tensor, "b l"], t: Tensor) -> Float[Tensor, "b l v"]:
         """p(x_0^i = . | x_t), given the noisy symbols on both sides, over the process's states."""
-        evidence = process.likelihood(xt, torch.zeros_like(expand_time(t, xt)), t)[..., : self.num_values]
+        evidence = site_evidence(process, xt, t)[..., : self.num_values]
         length = xt.shape[1]
         forward = [_unit(self.stationary * evidence[:, 0])]
         for i in range(1, length):

@@ -64,12 +64,12 @@ class TinyJoint:
         return self.sequences[torch.searchsorted(cdf, u * cdf[-1], right=True)]
 
     def posterior(self, process: DiscreteProcess, xt: Int64[Tensor, "b l"], t: Tensor) -> Float[Tensor, "b n"]:
-        """p(x_0 = sequence | x_t) over all n = v^l sequences, by Bayes' rule.
+        """p(x_0 = sequence | x_t) over all n = v^l sequences, by Bayes' rule; at t = 1, its limit from below.
 
         Raises:
             ValueError: if some x_t cannot be reached from any data.
         """
-        evidence = process.likelihood(xt, torch.zeros_like(expand_time(t, xt)), t).log()
+        evidence = site_evidence(process, xt, t).log()
         site = torch.arange(self.length)
         joint = self.probs.log() + evidence[:, site, self.sequences].sum(-1)
         if bool(joint.amax(1).isinf().any()):
@@ -135,6 +135,12 @@ class TableDenoiser(Denoiser):
         if isinstance(xt, dict):
             raise TypeError(f"TableDenoiser: met columns {sorted(xt)}, wanted one tensor of tokens")
         return Categorical.from_logits(self.probabilities(xt, t).log())
+
+
+def site_evidence(process: DiscreteProcess, xt: Int64[Tensor, "b l"], t: Tensor) -> Float[Tensor, "b l v"]:
+    """q(x_t^i | x_0^i = .) at every site, a hair before t = 1: tokens fixed by the user keep their limit law there."""
+    t = expand_time(t, xt).clamp(max=1 - 1e-9)
+    return process.likelihood(xt, torch.zeros_like(t), t)
 
 
 def enumerate_states(num_values: int, length: int) -> Int64[Tensor, "n l"]:
