@@ -37,7 +37,8 @@ class Train:
     out: str
     """Folder of the run; an existing run is refused unless --resume or --overwrite is given."""
     data: str | None = None
-    """Text (.txt, .md) or JSON-lines file, a folder of them, or a Hugging Face data set; needed but with --resume."""
+    """Text (.txt, .md) or JSON-lines file, a folder of them, a Hugging Face data set, or "shakespeare" for the bundled
+    plays; needed but with --resume."""
     resume: bool = False
     """Go on with the run in the folder, with its settings."""
     overwrite: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +139,8 @@ def _history(folder: Path, run: TextRun, final: tuple[float, float]) -> list[tup
 
 
 def _infill(model: TextModel, texts: list[str], seed: int) -> tuple[str, str]:
-    """A held-out passage of at most thirty words, whose middle third is left to the model."""
-    words = max(texts, key=len)[:4000].split()[20:50] or ["it"]
+    """A held-out sentence whose middle third is left to the model."""
+    words = _sentence(max(texts, key=len)).split()
     while len(words) > 3 and len(model.tokenizer.encode(" ".join(words))) > model.context * 3 // 4:
         words = words[:-3]
     third = max(1, len(words) // 3)
@@ -147,6 +148,13 @@ def _infill(model: TextModel, texts: list[str], seed: int) -> tuple[str, str]:
     hidden = max(1, len(model.tokenizer.encode(middle)))
     pattern = format_pattern([f"{before} ", Gap(shortest=hidden, longest=hidden), f" {after}"])
     return pattern, model.infill(pattern, seed=seed)
+
+
+def _sentence(text: str) -> str:
+    """A sentence of ordinary length from about the middle of the text; its beginning where there is none."""
+    middle = text[len(text) // 2 :][:20_000]
+    found = re.search(r"(?<=[.!?]\s)[A-Z][^.!?:\[\]]{60,140}[.!?]", middle)
+    return found.group() if found else " ".join(text.split()[:30]) or "it"
 
 
 def _samples_text(samples: list[str], infill: tuple[str, str] | None) -> str:

@@ -14,6 +14,7 @@ from accelerate import PartialState
 
 from unmask.checkpoint import Checkpoint
 from unmask.data.cache import TokenDataset, WindowDataset
+from unmask.data.shakespeare import load_shakespeare_split
 from unmask.data.text import load_documents, split_documents
 from unmask.data.tokenizers import Tokenizer
 from unmask.denoisers.autoregressive import AutoregressiveDenoiser
@@ -32,6 +33,7 @@ from unmask.viz.files import write_whole
 
 Size = Literal["tiny", "small", "base"]
 RUN_FILE = "run.json"
+SHAKESPEARE = "shakespeare"
 _LEARNING_RATES: dict[Size, float] = {"tiny": 2e-3, "small": 1e-3, "base": 4e-4}
 
 
@@ -40,7 +42,8 @@ class TextRecipe:
     """A training run on text. What is None is chosen from the size of the data, and written to the run's folder.
 
     Args:
-        data: text or JSON-lines file, a folder of them, or a Hugging Face data set.
+        data: text or JSON-lines file, a folder of them, a Hugging Face data set, or "shakespeare" for the bundled
+            plays and poems.
         out: the run's folder.
         text_field, limit: see `load_documents`.
         held_out: share of the characters that is kept apart, by document.
@@ -123,11 +126,7 @@ def train_text(recipe: TextRecipe, *, resume: bool = False, overwrite: bool = Fa
     """
     folder = Path(recipe.out)
     refuse_used(folder, resume=resume, overwrite=overwrite)
-    train_texts, held_out_texts = split_documents(
-        load_documents(recipe.data, text_field=recipe.text_field, limit=recipe.limit),
-        recipe.held_out,
-        recipe.seed,
-    )
+    train_texts, held_out_texts = _documents(recipe)
     recipe = _sized(recipe, sum(map(len, train_texts)))
     tokenizer, train_tokens, held_out_tokens = _tokenize(recipe, train_texts, held_out_texts, resume=resume)
     checkpoint, loss = build(recipe, tokenizer)
@@ -173,6 +172,14 @@ def _trainer(
         sample=lambda denoiser: _glimpse(dataclasses.replace(checkpoint, denoiser=denoiser)),
         progress=progress,
     )
+
+
+def _documents(recipe: TextRecipe) -> tuple[list[str], list[str]]:
+    """(train, held out); the bundled plays have a split of their own."""
+    if recipe.data == SHAKESPEARE:
+        return load_shakespeare_split()
+    documents = load_documents(recipe.data, text_field=recipe.text_field, limit=recipe.limit)
+    return split_documents(documents, recipe.held_out, recipe.seed)
 
 
 def build(recipe: TextRecipe, tokenizer: Tokenizer) -> tuple[Checkpoint, Loss]:
@@ -285,7 +292,9 @@ def _tokenize(
             stored = stored_recipe(recipe.out) if resume else {}
             same = all(stored.get(name) == getattr(recipe, name) for name in ("tokenizer", "vocab_size"))
             places = [path for path in (Path(recipe.out), folder) if (path / "tokenizer.json").is_file()]
-            tokenizer = Tokenizer.load(places[0]) if same and places else _tokenizer(recipe, train_texts)
+            tokenizer = (
+                Tokenizer.load(places[0]) if same and places else _tokenizer(recipe, train_texts, held_out_texts)
+            )
             tokenizer.save(folder)
             train = TokenDataset.build(train_texts, tokenizer, folder / "train")
             return tokenizer, train, TokenDataset.build(held_out_texts, tokenizer, folder / "held_out")
@@ -294,11 +303,11 @@ def _tokenize(
         return tokenizer, train, TokenDataset.open(folder / "held_out", tokenizer)
 
 
-def _tokenizer(recipe: TextRecipe, texts: list[str]) -> Tokenizer:
+def _tokenizer(recipe: TextRecipe, texts: list[str], held_out: list[str]) -> Tokenizer:
     if recipe.tokenizer == "bytes":
         return Tokenizer.bytes()
     if recipe.tokenizer == "characters":
-        return Tokenizer.characters(texts)
+        return Tokenizer.characters([*texts, *held_out])  # the alphabet is no secret of the held-out text
     if recipe.tokenizer == "bpe":
         assert recipe.vocab_size is not None
         return Tokenizer.bpe(texts, vocab_size=recipe.vocab_size)
