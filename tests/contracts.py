@@ -178,6 +178,20 @@ class DiscreteProcessContract:
                 total += weight * float((joint[n] * rate.sum(1).nan_to_num()).sum())
         assert total == pytest.approx(world.entropy, abs=1e-6)
 
+    def test_the_bounds_integrand_is_the_slope_of_the_step_kl(self) -> None:
+        """KL( q(x_s | x_t, x_0) || p(x_s | x_t) ) / (t - s) -> nelbo_rate, for a law that is *not* the exact one."""
+        process, world, t, h = self.make(), self.world(), 0.6, 1e-6
+        states = enumerate_states(process.vocab_size, world.length)
+        xt = states[world.noised(process, t) > 0]
+        tt, ss = time(t).expand(len(xt)), time(t - h).expand(len(xt))
+        wrong = world.denoiser(process)(xt, tt).map(lambda log_probs: 0.4 * log_probs)
+        x0 = world.sequences[world.posterior(process, xt, tt).argmax(1)]
+        known = Categorical.from_logits(one_hot(x0, process.vocab_size).log())
+        p = process.reverse(wrong, xt, tt, ss).log_probs()  # type: ignore[attr-defined]
+        q = process.reverse(known, xt, tt, ss).log_probs()  # type: ignore[attr-defined]
+        step = torch.where(q.isinf(), 0.0, q.exp() * (q - p)).sum(-1) / h
+        torch.testing.assert_close(process.nelbo_rate(wrong, x0, xt, tt), step, atol=2e-3, rtol=2e-3)
+
     def test_no_nan_at_the_ends_of_time(self) -> None:
         process, world = self.make(), self.world()
         for t, s in [(1e-12, 0.0), (1 - 1e-12, 0.5), (1.0, 1 - 1e-12)]:

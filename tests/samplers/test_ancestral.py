@@ -81,6 +81,25 @@ def test_temperature_zero_is_the_most_probable_value_and_scores_stay_the_models(
     torch.testing.assert_close(last.commit_log_prob, torch.full((2, 9), best))
 
 
+def test_filters_act_on_the_law_of_the_values() -> None:
+    """One step from all masks: the product of the tempered, or truncated, marginals."""
+    world = TinyJoint.random(3, 2, seed=5)
+    marginals = world.conditionals(PROCESS, torch.tensor([[3, 3]]), time_grid(1)[:1])[0]
+
+    def law(**filters: float) -> torch.Tensor:
+        sampler = Ancestral(process=PROCESS, **filters)  # type: ignore[arg-type]
+        return world.sampler_law(sampler.transition, world.denoiser(PROCESS), PROCESS, time_grid(1))
+
+    def product(sites: torch.Tensor) -> torch.Tensor:
+        sites = sites / sites.sum(1, keepdim=True)
+        return torch.outer(sites[0], sites[1]).flatten()
+
+    torch.testing.assert_close(law(temperature=0.5), product(marginals**2))
+    kept = marginals >= marginals.topk(2, dim=1).values[:, 1:]
+    torch.testing.assert_close(law(top_k=2), product(marginals * kept))
+    assert not torch.allclose(law(), law(top_p=0.3))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
