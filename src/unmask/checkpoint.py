@@ -89,6 +89,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, dtype: torch.dtype
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tensors = {name: _stored(name, x, dtype) for name, x in own_tensors(checkpoint.denoiser).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    os.chmod(folder / WEIGHTS, 0o644)  # safetensors leaves it private to its writer
     if checkpoint.tokenizer is not None:
         checkpoint.tokenizer.save(folder)
 
