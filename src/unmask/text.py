@@ -291,18 +291,18 @@ class TextModel:
 
         A text longer than the context is cut into consecutive windows of the context's length, each scored on its own:
         the first tokens of a window do not see the window before it. A diffusion model's figure is an upper bound of
-        -log2 p(text), estimated with `num_draws` draws per window; an autoregressive model's is exact, for the same
-        windows.
+        -log2 p(text), estimated with `num_draws` network calls per window (see `unmask.metrics.likelihood`); an
+        autoregressive model's is exact, for the same windows.
 
         Args:
             texts: the documents, none of them empty.
-            num_draws: at least 2, for the standard error to exist.
+            num_draws: at least 3: one call for all windows alike, two for a standard error.
             seed: of the draws.
             batch_size: windows per network call; never changes the figures.
             on_progress: called with (network calls done, network calls in all).
 
         Raises:
-            UserError: no text, an empty text, or num_draws < 2.
+            UserError: no text, an empty text, or num_draws < 3.
         """
         return score_documents(
             self, texts, num_draws=num_draws, seed=seed, batch_size=batch_size, on_progress=on_progress

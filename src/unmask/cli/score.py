@@ -35,7 +35,7 @@ class ScoreOptions:
     model: str | None = None
     """Checkpoint folder or Hugging Face hub id; the model that ships with unmask by default."""
     num_draws: int = 16
-    """Random draws per window of a diffusion model: four times as many halve the standard error."""
+    """Network calls per window of a diffusion model, at least 3: four times as many halve the standard error."""
     text_field: str = "text"
     """Field that holds the text, for JSON lines and data sets."""
     limit: int | None = None
@@ -74,8 +74,14 @@ def _report(options: ScoreOptions, scores: Scores) -> dict[str, Any]:
     }
 
 
-def _fields(score: Score) -> dict[str, float]:
-    names = ("bits_per_token", "bits_per_token_se", "bits_per_character", "bits_per_character_se")
+def _fields(score: Score) -> dict[str, Any]:
+    names = (
+        "bits_per_token",
+        "bits_per_token_se",
+        "bits_per_character",
+        "bits_per_character_se",
+        "bits_per_character_spread",
+    )
     return dataclasses.asdict(score) | {name: getattr(score, name) for name in names}
 
 
@@ -87,7 +93,11 @@ def _table(texts: Sequence[str], scores: Scores) -> list[str]:
     if len(scores.documents) > 1:
         lines.append(_row("total", scores.total))
     kind = "upper bounds" if scores.bound else "exact"
-    lines.append(f"\n{kind} ± standard error; {scores.estimator}; windows of {scores.window} tokens")
+    lines.append("")
+    spread = scores.total.bits_per_character_spread
+    if spread is not None:
+        lines.append(f"other text of the kind would move the total by about ± {spread:.4f} bits/character")
+    lines.append(f"{kind} ± standard error of the draws; {scores.estimator}; windows of {scores.window} tokens")
     return lines
 
 

@@ -192,7 +192,8 @@ class FiniteSteps(Estimator):
 
         KL(q(x_1 | x_0) || prior) + sum_{k=1}^T E KL( q(x_s | x_t, x_0) || p(x_s | x_t) ),
 
-    where t = k / T and s = (k - 1) / T. The steps of a replicate are evenly spread. The last step, to s = 0, is the reconstruction term.
+    where t = k / T and s = (k - 1) / T. The steps of a replicate are evenly spread. The last one, to s = 0, is the
+    reconstruction term.
 
     Args:
         num_steps: T >= 1.

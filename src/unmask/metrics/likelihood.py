@@ -50,7 +50,8 @@ class Likelihood:
         log_prob: (b,), log p(x) or a lower bound of it, summed over real sites.
         token_log_prob: (b, *s), each site's share of `log_prob`; NaN at padding.
         standard_error: (b,), of `log_prob` over the estimator's draws: from its independent replicates (at most 8, so
-            |error| < 2 s.e. holds in about 91% of cases, Student's t with 7 degrees). 0 if nothing was drawn, NaN where `log_prob` is -inf.
+            |error| < 2 s.e. holds in about 91% of cases, Student's t with 7 degrees of freedom). 0 if nothing was
+            drawn, NaN where `log_prob` is -inf.
         num_tokens: (b,), real sites.
         num_calls: network calls spent on each example.
         kind: "bound" (lower bound of log p) or "exact".
