@@ -3,6 +3,7 @@ import torch
 
 from unmask import Rng
 from unmask.oracles.statistics import chi_square
+from unmask.rng import _mix, _mix_signed
 
 
 def test_a_draw_is_a_function_of_its_address_alone() -> None:
@@ -65,3 +66,18 @@ def test_says_which_rows_are_missing() -> None:
         Rng(0).rows(torch.arange(2)).uniform((3, 4))
     with pytest.raises(ValueError, match="positions"):
         Rng(0).positions(torch.zeros(2, 2, dtype=torch.int64)).uniform((2, 5))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_numbers_at_few_sites_are_those_of_all_sites(named: bool) -> None:
+    rng, shape = Rng(5).fold(3), (4, 7)
+    if named:
+        rng = rng.rows(torch.tensor([9, 2, 2**40, 0])).positions(torch.arange(28).reshape(4, 7) * 3 % 11)
+    index = torch.tensor([0, 6, 7, 20, 27])
+    assert torch.equal(rng.uniform_at(index, shape), rng.uniform(shape).flatten()[index])
+    assert torch.equal(Rng(1).uniform_at(torch.tensor([2]), (3,)), Rng(1).uniform((3,))[2:])
+
+
+def test_signed_and_unsigned_words_mix_alike() -> None:
+    words = torch.cat([torch.arange(-500, 500), torch.tensor([2**63 - 1, -(2**63)])])
+    assert torch.equal(_mix(words.clone()), _mix_signed(words.clone()))

@@ -130,8 +130,9 @@ class Categorical(SiteLaw):
             logits = head(flat.index_select(0, index))
             if forbidden is None:
                 return logits
-            banned = torch.full_like(logits[:, :1], -torch.inf)
-            return logits.index_copy(1, torch.tensor([forbidden], device=logits.device), banned)
+            allowed = logits.clone()
+            allowed[:, forbidden] = -torch.inf
+            return allowed
 
         scorer: Callable[..., Tensor] | None = getattr(head, "token_log_prob", None)
         shortcut = None
@@ -145,17 +146,23 @@ class Categorical(SiteLaw):
     def with_known(self, tokens: Int64[Tensor, "b *s"], known: Bool[Tensor, "b *s"]) -> Categorical:
         """The law in which the sites of `known` are certain to hold `tokens`; the rest is unchanged and as lazy."""
         flat_tokens, flat_known = tokens.flatten(), known.flatten()
+        # the new law normalises its rows; unless they are transformed, doing it here as well would be wasted
+        weights = self.rows if self._transforms else self._log_weights
 
         def log_weights(index: Tensor) -> Tensor:
             fixed = flat_known[index]
+            if not bool(fixed.any()):
+                return weights(index)
             certain = one_hot(flat_tokens[index], self.vocab_size, torch.float32).log()
             if bool(fixed.all()):
                 return certain
-            open_rows = self.rows(index[~fixed])
+            open_rows = weights(index[~fixed])
             return certain.to(open_rows.dtype).index_put((~fixed,), open_rows)
 
         def token_log_prob(index: Tensor, values: Tensor) -> Tensor:
             fixed = flat_known[index]
+            if not bool(fixed.any()):
+                return self.scores(index, values)
             certain = torch.where(flat_tokens[index] == values, 0.0, -torch.inf)
             if bool(fixed.all()):
                 return certain
@@ -215,7 +222,7 @@ class Categorical(SiteLaw):
     def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         index = self._index(where)
         log_probs = self._model_rows(index)
-        u = rng.uniform(self.shape, self.device).flatten()[index]
+        u = rng.uniform_at(index, self.shape)
         tokens = draw_categorical(self._transformed(log_probs), u)
         return tokens, log_probs.gather(1, tokens[:, None]).squeeze(1)
 

@@ -223,7 +223,9 @@ def _changes(before: State, after: State, reported: State | None) -> tuple[State
         }
         return {k: _tensor(p[0]) for k, p in pairs.items()}, {k: _tensor(p[1]) for k, p in pairs.items()}
     changed = _tensor(after) != before
-    remasked = torch.zeros_like(changed) if reported is None else changed & _tensor(reported)
+    if reported is None:
+        return changed, torch.zeros_like(changed)
+    remasked = changed & _tensor(reported)
     return changed & ~remasked, remasked
 
 

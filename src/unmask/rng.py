@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
@@ -36,10 +37,29 @@ def _shift_right(z: Tensor, bits: int) -> Tensor:
 
 def _mix(z: Tensor) -> Tensor:
     """`_mix_int` on an int64 tensor, wrapping around as unsigned words do; the input is consumed."""
+    if z.device.type == "cpu":  # NumPy has unsigned words, and a third of the cost per operation
+        words = z.numpy().view(np.uint64)
+        words += np.uint64(_GOLDEN)
+        words ^= words >> np.uint64(30)
+        words *= np.uint64(_MIX_1)
+        words ^= words >> np.uint64(27)
+        words *= np.uint64(_MIX_2)
+        words ^= words >> np.uint64(31)
+        return z
+    return _mix_signed(z)
+
+
+def _mix_signed(z: Tensor) -> Tensor:
+    """`_mix` where only signed words are to be had."""
     z = z.add_(_signed(_GOLDEN))
     z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(_MIX_1))
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(_MIX_2))
     return z.bitwise_xor_(_shift_right(z, 31))
+
+
+def _to_uniform(bits: Tensor) -> Tensor:
+    """The upper 52 bits k as (k + 1/2) 2^-52."""
+    return _shift_right(bits, 12).double().add_(0.5).mul_(2.0**-52)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,23 +123,33 @@ class Rng:
 
     def bits(self, shape: Sequence[int], device: torch.device | None = None) -> Int64[Tensor, "b *s"]:
         """Sixty-four hashed bits per site, shape (b, *s)."""
+        rows, sites = self._addresses(shape, device)
+        return self._hash(rows[:, None], sites).reshape(tuple(shape))
+
+    def _addresses(self, shape: Sequence[int], device: torch.device | None) -> tuple[Tensor, Tensor]:
+        """Row indices (b,) and site indices (b or 1, number of sites)."""
         batch, sites = shape[0], math.prod(shape[1:])
-        row = self.row_indices(batch).to(device=device, dtype=torch.int64)
-        row_key = _mix(row * _signed(_GOLDEN) + _signed(self.key))
-        if self.site_ids is not None and len(shape) > 1:
-            if tuple(self.site_ids.shape) != tuple(shape):
-                raise ValueError(
-                    f"Rng: asked for shape {tuple(shape)} but `positions` named {tuple(self.site_ids.shape)}"
-                )
-            site = self.site_ids.to(device=device)
-        else:
-            site = torch.arange(sites, device=device).expand(batch, sites)
-        word = _mix(site * _signed(_MIX_2) + row_key.reshape(batch, *[1] * (site.ndim - 1)))
-        return word.reshape(tuple(shape))
+        rows = self.row_indices(batch).to(device=device, dtype=torch.int64)
+        if self.site_ids is None or len(shape) == 1:
+            return rows, torch.arange(sites, device=device)[None]
+        if tuple(self.site_ids.shape) != tuple(shape):
+            raise ValueError(f"Rng: asked for shape {tuple(shape)} but `positions` named {tuple(self.site_ids.shape)}")
+        return rows, self.site_ids.to(device=device).reshape(batch, sites)
+
+    def _hash(self, rows: Tensor, sites: Tensor) -> Tensor:
+        """The bits at (row, site), broadcast against each other."""
+        return _mix(sites * _signed(_MIX_2) + _mix(rows * _signed(_GOLDEN) + _signed(self.key)))
 
     def uniform(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, "b *s"]:
         """Uniforms in the open interval (0, 1), float64, shape (b, *s)."""
-        return _shift_right(self.bits(shape, device), 12).double().add_(0.5).mul_(2.0**-52)
+        return _to_uniform(self.bits(shape, device))
+
+    def uniform_at(self, index: Int64[Tensor, " n"], shape: Sequence[int]) -> Float64[Tensor, " n"]:
+        """``uniform(shape).flatten()[index]``, at the cost of these n numbers only."""
+        rows, sites = self._addresses(shape, index.device)
+        row, site = index // sites.shape[1], index % sites.shape[1]
+        site_ids = site if self.site_ids is None else sites.expand(len(rows), -1)[row, site]
+        return _to_uniform(self._hash(rows[row], site_ids))
 
     def normal(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, "b *s"]:
         """Standard normals by inversion, float64, exact in the tails down to 2^-53."""
