@@ -59,7 +59,7 @@ def compare(
 def rows() -> list[Row]:
     torch.manual_seed(0)
     net = Transformer(TransformerConfig.small(vocab_size=28, max_length=256)).eval()
-    short, rival = compare(net, (1, 256, 28), num_steps=64, repetitions=1)
+    short, rival = compare(net, (1, 256, 28), num_steps=64, repetitions=3)
     # at 64 steps nearly every step reveals something; skipped calls show where steps are as many as tokens
     long, _ = compare(net, (1, 256, 28), num_steps=256, repetitions=1, only=rival)
     return short + long

@@ -51,7 +51,7 @@ class Row:
 
     @property
     def cells(self) -> list[str]:
-        measured = f"{self.value:.3g} {self.unit}".replace(" x", "x")
+        measured = f"{self.value:.4g} {self.unit}".replace(" x", "x")
         return [self.target_number, self.what, measured, self.wanted, self.verdict, self.details]
 
 

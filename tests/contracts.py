@@ -192,6 +192,23 @@ class DiscreteProcessContract:
         step = torch.where(q.isinf(), 0.0, q.exp() * (q - p)).sum(-1) / h
         torch.testing.assert_close(process.nelbo_rate(wrong, x0, xt, tt), step, atol=2e-3, rtol=2e-3)
 
+    def test_gradients_are_finite(self) -> None:
+        """Of the bound and of the reverse step's log-probability, the last step included."""
+        process, world = self.make(), self.world()
+        x0 = world.sample(32, Rng(3))
+        tt = time(0.6).expand(32)
+        xt = process.corrupt(x0, tt, Rng(4))
+        for s in (0.3, 0.0):
+            probs = world.conditionals(process, xt, tt)
+            logits = probs.clamp(min=1e-30).log().requires_grad_(True)
+            allowed = logits.masked_fill(probs == 0, -torch.inf)
+            law = Categorical.from_logits(allowed)
+            step = process.reverse(law, xt, tt, time(s).expand(32))
+            total = step.log_prob(step.sample(Rng(5))).sum() + process.nelbo_rate(law, x0, xt, tt).sum()
+            (gradient,) = torch.autograd.grad(total, logits)
+            assert bool(gradient.isfinite().all())
+            assert float(gradient.abs().max()) > 0
+
     def test_no_nan_at_the_ends_of_time(self) -> None:
         process, world = self.make(), self.world()
         for t, s in [(1e-12, 0.0), (1 - 1e-12, 0.5), (1.0, 1 - 1e-12)]:
@@ -313,6 +330,8 @@ class SamplerContract:
             seen = event.canvas
             assert torch.equal(seen[~editable], canvas[~editable])
             assert not bool((event.newly_set & ~editable).any())
+            if event.commit_log_prob is not None:
+                assert torch.equal(~event.commit_log_prob.isnan(), event.newly_set)
         assert bool((seen < self.world().num_values).all()), "ends on data"
         assert not torch.equal(seen, canvas)
 

@@ -22,6 +22,7 @@ class CountingHead(nn.Module):
     def forward(self, tokens: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Tensor:
         self.calls += 1
         self.masks_seen += int((tokens == self.mask_id).sum())
+        self.last = tokens, t
         return self.table[tokens]
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -1,8 +1,12 @@
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 import torch
 
+from contracts import PaddedChain
 from helpers import CountingHead
-from unmask import Rng, sample, sample_blocks, time_grid, trajectory
+from unmask import Carry, Denoiser, Rng, Sampler, sample, sample_blocks, time_grid, trajectory
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.oracles.statistics import chi_square
 from unmask.oracles.tiny_joint import TinyJoint, state_index
@@ -32,10 +36,10 @@ def test_steps_tell_the_whole_story() -> None:
     assert bool((x != 5).all())
 
 
-@pytest.mark.parametrize("times", [[1.0], [0.5, 0.5], [0.2, 0.8]])
+@pytest.mark.parametrize("times", [[1.0], [0.5, 0.5], [0.2, 0.8], [2.0, 0.0], [1.0, -0.5]])
 def test_times_must_decrease(times: list[float]) -> None:
     with pytest.raises(ValueError, match="decrease strictly"):
-        list(trajectory(SAMPLER, denoiser(), torch.full((1, 2), 5), torch.tensor(times).double(), rng=Rng(0)))
+        trajectory(SAMPLER, denoiser(), torch.full((1, 2), 5), torch.tensor(times).double(), rng=Rng(0))
 
 
 @pytest.mark.parametrize("num_steps", [0, -1])
@@ -63,7 +67,7 @@ def test_blocks_are_filled_left_to_right_and_hit_the_exact_law() -> None:
 
 def test_block_size_must_be_positive() -> None:
     with pytest.raises(ValueError, match="block_size"):
-        list(sample_blocks(SAMPLER, denoiser(), torch.full((1, 2), 5), time_grid(1), block_size=0, rng=Rng(0)))
+        sample_blocks(SAMPLER, denoiser(), torch.full((1, 2), 5), time_grid(1), block_size=0, rng=Rng(0))
 
 
 def test_a_canvas_keeps_its_fixed_sites() -> None:
@@ -72,3 +76,79 @@ def test_a_canvas_keeps_its_fixed_sites() -> None:
     out = sample(SAMPLER, denoiser(), canvas, num_steps=4, rng=Rng(0), editable=editable)
     assert out[0, [0, 2]].tolist() == [1, 2]
     assert bool((out != 5).all())
+
+
+def test_the_callers_gradient_mode_is_its_own() -> None:
+    first = trajectory(SAMPLER, denoiser(), torch.full((1, 4), 5), time_grid(3), rng=Rng(0))
+    second = trajectory(SAMPLER, denoiser(), torch.full((1, 4), 5), time_grid(3), rng=Rng(0))
+    for _ in zip(first, second, strict=True):
+        assert torch.is_grad_enabled()
+    assert torch.is_grad_enabled()
+
+
+def test_masks_that_may_not_be_edited_cost_nothing_and_stay() -> None:
+    net = CountingHead(vocab_size=6)
+    model = MaskedDenoiser(net, vocab_size=6, mask_id=5)
+    editable = torch.tensor([[False, False, False, True, True]])
+    *_, last = trajectory(SAMPLER, model, torch.full((1, 5), 5), time_grid(8), rng=Rng(0), editable=editable)
+    assert last.canvas[0, :3].tolist() == [5, 5, 5]
+    assert net.rows_seen == 2
+    assert last.network_calls <= 2
+
+
+def test_blocks_ask_for_each_token_once_and_skip_what_is_given() -> None:
+    net = CountingHead(vocab_size=6)
+    model = MaskedDenoiser(net, vocab_size=6, mask_id=5)
+    canvas = torch.full((1, 32), 5)
+    canvas[:, :16] = 1
+    steps = list(sample_blocks(SAMPLER, model, canvas, time_grid(4), block_size=4, rng=Rng(0), editable=canvas == 5))
+    assert net.rows_seen == 16
+    assert len(steps) == 4 * 4, "blocks of given tokens were run"
+    assert [event.index for event in steps] == list(range(16))
+    for event in steps:
+        assert torch.equal(~event.commit_log_prob.isnan(), event.newly_set)
+
+
+def test_blocks_do_not_see_padding() -> None:
+    def run(left: int, right: int) -> list[int]:
+        mask = torch.tensor([[False] * left + [True] * 6 + [False] * right])
+        canvas = torch.where(mask, 5, 0)
+        *_, last = sample_blocks(
+            SAMPLER, PaddedChain(6), canvas, time_grid(3), block_size=2, rng=Rng(4), editable=mask, attention_mask=mask
+        )
+        assert bool((last.canvas[~mask] == 0).all())
+        return last.canvas[mask].tolist()
+
+    assert run(0, 0) == run(1, 0) == run(2, 1) == run(0, 3)
+
+
+def test_padding_keeps_its_values_without_an_editable_mask() -> None:
+    mask = torch.tensor([[True, True, True, False, False]])
+    out = sample(SAMPLER, denoiser(), torch.tensor([[0, 1, 2, 4, 4]]), num_steps=3, rng=Rng(0), attention_mask=mask)
+    assert out[0, 3:].tolist() == [4, 4]
+    assert bool((out != 5).all())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forgetful(Sampler):
+    """Sets everything, then re-masks the first site at every step but the last: the smallest re-masking sampler."""
+
+    def prior(self, shape: Any, rng: Rng) -> torch.Tensor:
+        return PROCESS.prior(shape, rng)
+
+    def step(self, denoiser: Denoiser, x: Any, t: Any, s: Any, carry: Carry, rng: Rng, **cond: Any) -> Any:
+        drawn, commit = denoiser(x, t).draw(rng)
+        back = torch.zeros_like(x, dtype=torch.bool)
+        back[:, 0] = s[0] > 0
+        return drawn.masked_fill(back, 5), Carry(commit_log_prob=commit, remasked=back)
+
+
+def test_remasked_sites_are_told_apart() -> None:
+    events = list(trajectory(Forgetful(), denoiser(), torch.full((1, 3), 5), time_grid(3), rng=Rng(0)))
+    assert [e.remasked.tolist() for e in events] == [[[False] * 3]] * 3, "a mask that stays is not re-masked"
+    assert events[0].newly_set.tolist() == [[False, True, True]]
+    assert events[2].newly_set.tolist() == [[True, False, False]]
+    start = torch.tensor([[1, 5, 5]])
+    first = next(iter(trajectory(Forgetful(), denoiser(), start, time_grid(3), rng=Rng(0))))
+    assert first.remasked.tolist() == [[True, False, False]]
+    assert first.newly_set.tolist() == [[False, True, True]]

@@ -40,6 +40,10 @@ class Law(ABC):
         """A sample with the log-probability of each site's newly drawn value (NaN where none was drawn)."""
         return self.sample(rng), None
 
+    def only(self, editable: State) -> Law:
+        """The law with work spared where `editable` is False: what is drawn there is not used. Here: the law itself."""
+        return self
+
     def column(self, name: str) -> Law:
         """The law of one named column of a product."""
         raise TypeError(f"{type(self).__name__} has no columns, so no column {name!r}; only a ProductLaw has")
@@ -340,6 +344,11 @@ class ProductLaw(Law):
 
     def sample(self, rng: Rng) -> State:
         return self.draw(rng)[0]
+
+    def only(self, editable: State) -> ProductLaw:
+        if not isinstance(editable, dict):
+            raise TypeError(f"ProductLaw: editable is one tensor, wanted a dict with some of {sorted(self.laws)}")
+        return ProductLaw({k: law.only(editable[k]) if k in editable else law for k, law in self.laws.items()})
 
     def draw(self, rng: Rng) -> tuple[State, State | None]:
         drawn = {name: law.draw(column_rng(rng, name)) for name, law in self.laws.items()}

@@ -29,7 +29,7 @@ class Step:
         index: 0-based number of the step.
         t, s: its times, t > s.
         canvas: the state after it, (b, *s).
-        newly_set: sites whose value the step set (changed to a value, or drawn), boolean.
+        newly_set: sites that the step changed to a value, boolean.
         remasked: sites that the step took back to noise, boolean.
         commit_log_prob: the model's log-probability of each newly set value, NaN elsewhere (None if the sampler has
             none).
@@ -97,32 +97,47 @@ def trajectory(
         cond: conditions for the denoiser (attention_mask, document_ids, ...).
 
     Raises:
-        ValueError: for times that do not decrease.
+        ValueError: for times that do not decrease strictly or leave [0, 1]; at once, not at the first step.
     """
     _check_times(times)
-    counted = _Counted(denoiser)
-    carry, begun, site = sampler.init(x), time.perf_counter(), _first(x)
+    return _steps(sampler, denoiser, x, times, rng=rng, editable=editable, **cond)
+
+
+def _steps(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    x: State,
+    times: Tensor,
+    /,
+    *,
+    rng: Rng,
+    editable: State | None,
+    **cond: Any,
+) -> Iterator[Step]:
+    counted, begun = _Counted(denoiser), time.perf_counter()
     rng, editable = _respect_padding(x, rng, editable, cond.get("attention_mask"))
-    grid = times.tolist()
-    with torch.no_grad():
-        for index, (t, s) in enumerate(itertools.pairwise(grid)):
+    carry, site = sampler.init(x), _first(x)
+    for index, (t, s) in enumerate(itertools.pairwise(times.tolist())):
+        with torch.no_grad():  # never across the yield: the caller's gradient mode is its own
             t_row = torch.full((len(site),), t, dtype=torch.float64, device=site.device)
             s_row = torch.full((len(site),), s, dtype=torch.float64, device=site.device)
-            proposed, carry = sampler.step(counted, x, t_row, s_row, carry, rng.fold(_STEP, index), **cond)
+            step_rng = rng.fold(_STEP, index)
+            proposed, carry = sampler.step(counted, x, t_row, s_row, carry, step_rng, editable=editable, **cond)
             after = _keep_fixed(x, proposed, editable)
             newly_set, remasked = _changes(x, after, carry.remasked)
-            x = after
-            yield Step(
-                index=index,
-                t=t,
-                s=s,
-                canvas=x,
-                newly_set=newly_set,
-                remasked=remasked,
-                commit_log_prob=carry.commit_log_prob,
-                network_calls=counted.calls,
-                seconds=time.perf_counter() - begun,
-            )
+            commit = _only_where(newly_set, carry.commit_log_prob)
+        x = after
+        yield Step(
+            index=index,
+            t=t,
+            s=s,
+            canvas=x,
+            newly_set=newly_set,
+            remasked=remasked,
+            commit_log_prob=commit,
+            network_calls=counted.calls,
+            seconds=time.perf_counter() - begun,
+        )
 
 
 def sample(
@@ -143,6 +158,8 @@ def sample(
         num_steps: number of equal time steps, >= 1.
         rng, editable, cond: as for `trajectory`.
     """
+    if isinstance(canvas, Tensor):  # padding of the canvas is kept as it came
+        _, editable = _respect_padding(canvas, rng, editable, cond.get("attention_mask"))
     x = start(sampler, canvas, rng, editable)
     for event in trajectory(sampler, denoiser, x, time_grid(num_steps), rng=rng, editable=editable, **cond):
         x = event.canvas
@@ -174,11 +191,29 @@ def sample_blocks(
     """
     if block_size < 1:
         raise ValueError(f"sample_blocks: block_size={block_size}, wanted at least 1")
-    allowed = torch.ones_like(x, dtype=torch.bool) if editable is None else editable
-    position = torch.arange(x.shape[1], device=x.device)
+    _check_times(times)
+    return _block_steps(sampler, denoiser, x, times, block_size=block_size, rng=rng, editable=editable, **cond)
+
+
+def _block_steps(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    /,
+    *,
+    block_size: int,
+    rng: Rng,
+    editable: Tensor | None,
+    **cond: Any,
+) -> Iterator[Step]:
+    attention_mask = cond.get("attention_mask")
+    real = torch.ones_like(x, dtype=torch.bool) if attention_mask is None else attention_mask
+    allowed = real if editable is None else editable & real
+    block_of = torch.div(real.cumsum(1) - 1, block_size, rounding_mode="floor")  # real tokens count, padding does not
     index, calls, begun = 0, 0, time.perf_counter()
-    for number, begin in enumerate(range(0, x.shape[1], block_size)):
-        block = allowed & (position >= begin) & (position < begin + block_size)
+    for number in block_of[allowed].unique().tolist():  # a block that is given whole costs nothing
+        block = allowed & (block_of == number)
         done = calls
         for event in trajectory(sampler, denoiser, x, times, rng=rng.fold(number), editable=block, **cond):
             x, calls = _tensor(event.canvas), done + event.network_calls
@@ -214,6 +249,16 @@ def _keep_fixed(before: State, after: State, editable: State | None) -> State:
     return torch.where(_tensor(editable), _tensor(after), before)
 
 
+def _only_where(newly_set: State, commit: State | None) -> State | None:
+    """Commit scores at newly set sites, NaN elsewhere."""
+    if commit is None:
+        return None
+    if isinstance(commit, dict):
+        assert isinstance(newly_set, dict)
+        return {k: v.masked_fill(~newly_set[k], torch.nan) for k, v in commit.items()}
+    return commit.masked_fill(~_tensor(newly_set), torch.nan)
+
+
 def _changes(before: State, after: State, reported: State | None) -> tuple[State, State]:
     """(newly set, re-masked): sites that changed, split by what the sampler reports as taken back to noise."""
     if isinstance(before, dict):
@@ -240,9 +285,11 @@ def _respect_padding(
 
 
 def _check_times(times: Tensor) -> None:
-    if len(times) < 2 or not bool((times[1:] < times[:-1]).all()):
+    inside = bool(((times >= 0) & (times <= 1)).all())
+    if len(times) < 2 or not inside or not bool((times[1:] < times[:-1]).all()):
         raise ValueError(
-            f"trajectory: times {times.tolist()[:5]}... do not decrease strictly; wanted at least two, as time_grid(64)"
+            f"trajectory: times {times.tolist()[:5]}... do not decrease strictly inside [0, 1]; "
+            "wanted at least two that do, such as time_grid(64)"
         )
 
 

@@ -60,7 +60,7 @@ def temper(log_probs: Float[Tensor, "n v"], *, temperature: float) -> Float[Tens
     if temperature == 0:
         best = log_probs.argmax(-1, keepdim=True)
         return torch.full_like(log_probs, -torch.inf).scatter(-1, best, 0.0)
-    return log_probs / temperature
+    return (log_probs - log_probs.amax(-1, keepdim=True)) / temperature  # shifted: a tiny temperature overflows nothing
 
 
 def keep_top_k(log_probs: Float[Tensor, "n v"], *, k: int) -> Float[Tensor, "n v"]:

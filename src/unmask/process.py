@@ -87,13 +87,14 @@ class DiscreteProcess(Process):
             x, tt, ss = tokens.flatten()[index], t_site[index], s_site[index]
             p0 = sites.log_probs(where.reshape(tokens.shape)).double().exp()
             weights = self._over_likelihood(p0, x, tt)
-            return (self.likelihood(x, ss, tt) * self.marginal(weights, ss)).log()
+            return _safe_log(self.likelihood(x, ss, tt) * self.marginal(weights, ss))
 
         return Categorical(tokens.shape, self.vocab_size, log_weights, device=tokens.device)
 
     def _over_likelihood(self, p0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         evidence = self.likelihood(x, torch.zeros_like(t), t)
-        return torch.where(evidence > 0, p0 / evidence, 0.0)
+        possible = evidence > 0
+        return torch.where(possible, p0 / evidence.where(possible, 1.0), 0.0)
 
     # -- derived: rates and the bound ---------------------------------------------------------------------------------
 
@@ -137,11 +138,12 @@ class DiscreteProcess(Process):
         """
         model = self.reverse_rates(law, xt, t)
         truth = self._reverse_rates(one_hot(x0, self.vocab_size), xt, t)
-        return (model - truth + torch.special.xlogy(truth, truth) - torch.special.xlogy(truth, model)).sum(-1)
+        gained = torch.where(truth > 0, truth * model.where(truth > 0, 1.0).log(), 0.0)  # 0 log 0 has a NaN slope
+        return (model - truth + torch.special.xlogy(truth, truth) - gained).sum(-1)
 
     def prior_kl(self, x0: Int64[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
         """KL( q(x_1 | x_0) || prior ) at each site, nats: zero when the end point has forgotten the data."""
-        end = self.marginal(one_hot(x0, self.vocab_size), torch.ones((), dtype=torch.float64))
+        end = self.marginal(one_hot(x0, self.vocab_size), torch.ones((), dtype=torch.float64, device=x0.device))
         prior = self.prior_probs.to(end)
         return (torch.special.xlogy(end, end) - torch.special.xlogy(end, prior)).sum(-1)
 
@@ -160,6 +162,11 @@ class DiscreteProcess(Process):
                 "Categorical; pair the process with a denoiser of its own kind"
             )
         return law
+
+
+def _safe_log(p: Tensor) -> Tensor:
+    """log p, -inf at zero, with a gradient of zero there rather than NaN."""
+    return torch.where(p > 0, p.where(p > 0, 1.0).log(), -torch.inf)
 
 
 class Interpolating(DiscreteProcess):

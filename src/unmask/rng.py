@@ -68,7 +68,7 @@ class Rng:
 
     A draw hashes its address with SplitMix64 and keeps 52 bits, u = (k + 1/2) 2^-52, which lies strictly inside
     (0, 1) and is exact in float64. Nothing is consumed by drawing: `fold` makes an independent stream. Integer
-    arithmetic only, so CPUs and accelerators agree bit for bit.
+    arithmetic only, so the uniforms of CPUs and accelerators agree bit for bit.
 
     Args:
         seed: any integer.

@@ -43,6 +43,19 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, carry: Carry, rng: Rng, **cond: Any
+        self,
+        denoiser: Denoiser,
+        x: State,
+        t: Tensor,
+        s: Tensor,
+        carry: Carry,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        **cond: Any,
     ) -> tuple[State, Carry]:
-        """From x at time t to time s < t; `rng` is this step's own stream."""
+        """From x at time t to time s < t; `rng` is this step's own stream.
+
+        `editable` tells which sites the step may set (None: all). The loop restores the others in any case; a sampler
+        that ranks, counts or spends calls on sites must leave them out itself.
+        """

@@ -27,10 +27,11 @@ class Schedule(ABC):
 
     def alpha_dot(self, t: Tensor) -> Tensor:
         """d alpha / dt, by autodiff."""
+        learning = torch.is_grad_enabled()  # a learned schedule needs the gradient of its slope, too
         with torch.enable_grad():
             t = t.detach().requires_grad_(True)
-            (slope,) = torch.autograd.grad(self.alpha(t).sum(), t)
-        return slope
+            (slope,) = torch.autograd.grad(self.alpha(t).sum(), t, create_graph=learning)
+        return slope if learning else slope.detach()
 
     def inverse(self, a: Tensor) -> Tensor:
         """The time t at which alpha(t) = a, by bisection (60 halvings: float64 resolution)."""

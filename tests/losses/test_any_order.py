@@ -45,3 +45,24 @@ def test_padding_changes_no_loss() -> None:
     for left, right in [(3, 0), (0, 5), (2, 2)]:
         tokens, mask = padded(x0, left, right)
         torch.testing.assert_close(loss(denoiser, tokens, Rng(2), attention_mask=mask), plain)
+
+
+def test_a_row_of_padding_costs_nothing() -> None:
+    process = Masked(vocab_size=6, mask_id=5)
+    denoiser = MaskedDenoiser(CountingHead(vocab_size=6), vocab_size=6, mask_id=5)
+    x0, mask = torch.tensor([[0, 1, 2], [5, 5, 5]]), torch.tensor([[True] * 3, [False] * 3])
+    nats = sum(AnyOrderNLL(process=process)(denoiser, x0, Rng(k), attention_mask=mask) for k in range(9))
+    assert isinstance(nats, torch.Tensor)
+    assert float(nats[1]) == 0
+    assert float(nats[0]) > 0
+
+
+def test_the_network_is_told_the_time_of_its_corruption() -> None:
+    """Over many rows, the share of masked tokens equals the noise at the time shown."""
+    process = Masked(vocab_size=6, mask_id=5, schedule=Cosine())
+    net = CountingHead(vocab_size=6)
+    x0 = torch.zeros(64, 4000, dtype=torch.int64)
+    AnyOrderNLL(process=process)(MaskedDenoiser(net, vocab_size=6, mask_id=5), x0, Rng(3))
+    tokens, t = net.last
+    share = (tokens == 5).double().mean(1)
+    assert float((share - process.schedule.noise(t)).abs().max()) < 5.5 * 0.5 / 4000**0.5

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from contracts import BoundContract, standard_errors
+from helpers import CountingHead, padded
 from unmask import Denoiser, Loss, Rng
+from unmask.denoisers.masked import MaskedDenoiser
 from unmask.law import State
 from unmask.losses.any_order import AnyOrderNLL
 from unmask.losses.masked_finite import FiniteMaskedNELBO
@@ -86,3 +88,14 @@ def test_any_order_has_less_variance_than_one_uniform_time() -> None:
     continuous = MaskedNELBO(process=process)(world.denoiser(process), x0, Rng(1))
     stratified = AnyOrderNLL(process=process)(world.denoiser(process), x0, Rng(1))
     assert float(stratified.var()) < 0.5 * float(continuous.var())
+
+
+def test_padding_changes_no_loss() -> None:
+    process = Masked(vocab_size=6, mask_id=5)
+    loss = FiniteMaskedNELBO(process=process, num_steps=3)
+    denoiser = MaskedDenoiser(CountingHead(vocab_size=6), vocab_size=6, mask_id=5)
+    x0 = torch.randint(0, 5, (4, 9), generator=torch.Generator().manual_seed(1))
+    plain = loss(denoiser, x0, Rng(2))
+    for left, right in [(3, 0), (0, 5), (2, 2)]:
+        tokens, mask = padded(x0, left, right)
+        torch.testing.assert_close(loss(denoiser, tokens, Rng(2), attention_mask=mask), plain)

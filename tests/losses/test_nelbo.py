@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
-from contracts import BoundContract
-from unmask import Interpolating, Rng
+from contracts import BoundContract, standard_errors
+from unmask import Interpolating, Rng, Schedule
 from unmask.losses.masked_nelbo import MaskedNELBO
 from unmask.losses.nelbo import NELBO
 from unmask.oracles.tiny_joint import TinyJoint
@@ -42,3 +44,36 @@ def test_padding_adds_nothing() -> None:
     x0 = world.sample(8, Rng(0))
     mask = torch.zeros_like(x0, dtype=torch.bool)
     assert float(NELBO(process=process)(world.denoiser(process), x0, Rng(1), attention_mask=mask).abs().max()) == 0
+
+
+class Lingering(Schedule):
+    """Leaves a fifth of the data at t = 1, so that the prior term counts."""
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return 1 - 0.8 * t
+
+
+class UnfinishedUniform(Interpolating):
+    vocab_size, schedule = 2, Lingering()
+
+    def mixing(self, t: torch.Tensor) -> torch.Tensor:
+        return torch.full((2,), 0.5, dtype=torch.float64)
+
+
+def test_the_prior_term_is_the_exact_divergence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token of q(x_1 | x_0) = (0.6, 0.4) against a uniform prior; without it the bound falls below the entropy."""
+    process = UnfinishedUniform()
+    exact = 0.6 * math.log(1.2) + 0.4 * math.log(0.8)
+    assert float(process.prior_kl(torch.tensor([[0]]))) == pytest.approx(exact)
+    world = TinyJoint(torch.tensor([0.9, 0.1]))
+    x0 = world.sample(60_000, Rng(0))
+    parts = [
+        NELBO(process=process)(world.denoiser(process), part, Rng(1).fold(k)).mean()
+        for k, part in enumerate(x0.split(300))
+    ]
+    values = torch.stack(parts)
+    assert standard_errors(values, world.entropy) > -5.3
+    with_prior = NELBO(process=process)(world.denoiser(process), x0[:5], Rng(1))
+    monkeypatch.setattr(UnfinishedUniform, "prior_kl", lambda self, x0: torch.zeros(x0.shape))
+    without = NELBO(process=process)(world.denoiser(process), x0[:5], Rng(1))
+    torch.testing.assert_close(with_prior - without, torch.full((5,), exact, dtype=torch.float64))

@@ -57,6 +57,7 @@ class AnyOrderNLL(Loss):
         length = real.flatten(1).sum(1)
         rows = rng.row_indices(len(tokens)).to(tokens.device)
         u = low_discrepancy_uniforms(rng.fold(_COUNT).scalar(), rows)
+        length = length.clamp(min=1)  # a row of padding only has nothing to mask, and costs nothing
         count = torch.floor(u * length).long().clamp(max=length - 1) + 1
         where = random_subsets(real, count, row_positions(attention_mask, rng.fold(_ORDER)))
         xt = tokens.masked_fill(where, self.process.mask_id)
@@ -77,4 +78,4 @@ def random_subsets(candidates: Bool[Tensor, "b *s"], count: Int64[Tensor, " b"],
     """A uniformly random subset of `count[b]` of each row's candidate sites."""
     u = rng.uniform(candidates.shape, candidates.device).masked_fill(~candidates, torch.inf).flatten(1)
     rank = u.argsort(1).argsort(1)
-    return (rank < count[:, None]).reshape(candidates.shape)
+    return candidates & (rank < count[:, None]).reshape(candidates.shape)

@@ -36,7 +36,9 @@ class AutoregressiveNLL(Loss):
     ) -> Float[Tensor, " b"]:
         if isinstance(x0, dict):
             raise TypeError(f"AutoregressiveNLL: met columns {sorted(x0)}, wanted one tensor of tokens (b, l)")
-        law = denoiser(x0, torch.zeros(len(x0), dtype=torch.float64), attention_mask=attention_mask, **cond)
+        law = denoiser(
+            x0, torch.zeros(len(x0), dtype=torch.float64, device=x0.device), attention_mask=attention_mask, **cond
+        )
         if not isinstance(law, SiteLaw):
             raise TypeError(f"AutoregressiveNLL: met a {type(law).__name__}, wanted a discrete law of sites")
         where = torch.ones_like(x0, dtype=torch.bool) if attention_mask is None else attention_mask

@@ -133,8 +133,9 @@ class Unmasking(SiteLaw):
         if bool(open_sites.any()):
             reveal = self.reveal.expand(self.xt.shape)[open_sites][:, None]
             revealed = self.law.log_probs(open_sites).double() + reveal.log()
-            stays = one_hot(self.xt[open_sites], v).log() + torch.log1p(-reveal)
-            out = out.index_put((self.masked[everywhere],), torch.logaddexp(revealed, stays))
+            is_mask = torch.arange(v, device=out.device) == self.process.mask_id
+            mixed = torch.where(is_mask, torch.log1p(-reveal), revealed)  # the model never draws the mask itself
+            out = out.index_put((self.masked[everywhere],), mixed)
         return out if where is not None else out.reshape(*self.xt.shape, v)
 
     def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
@@ -144,6 +145,11 @@ class Unmasking(SiteLaw):
     def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         picked = x if where is None else x[where]
         return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
+
+    def only(self, editable: State) -> Unmasking:
+        """Masks outside `editable` stay, so that no value is asked for there."""
+        assert isinstance(editable, Tensor)
+        return Unmasking(self.law, self.xt, self.masked & editable, self.reveal, self.process)
 
     def map(self, fn: LogProbMap) -> Unmasking:
         """`fn` changes the values' law, not the chance of being revealed."""

@@ -88,7 +88,17 @@ class Ancestral(Sampler):
         return self.process.reverse(Deferred(model_law), x, t, s)
 
     def step(
-        self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, carry: Carry, rng: Rng, **cond: Any
+        self,
+        denoiser: Denoiser,
+        x: State,
+        t: Tensor,
+        s: Tensor,
+        carry: Carry,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        **cond: Any,
     ) -> tuple[State, Carry]:
-        x, commit = self.transition(denoiser, x, t, s, **cond).draw(rng)
+        law = self.transition(denoiser, x, t, s, **cond)
+        x, commit = (law if editable is None else law.only(editable)).draw(rng)
         return x, Carry(commit_log_prob=commit)
