@@ -49,4 +49,4 @@ def test_the_default_model_writes_and_infills() -> None:
     filled = model.infill("To be, or [[4]] to be", seed=0)
     assert filled.startswith("To be, or ")
     assert filled.endswith(" to be")
-    assert model.decode(model.tokenizer.encode("░")) == "░"
+    assert model.tokenizer.decode(model.tokenizer.encode("░")) == "░"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unmask.denoiser import Denoiser
@@ -208,12 +208,9 @@ def _block_steps(
     **cond: Any,
 ) -> Iterator[Step]:
     attention_mask = cond.get("attention_mask")
-    real = torch.ones_like(x, dtype=torch.bool) if attention_mask is None else attention_mask
-    allowed = real if editable is None else editable & real
-    block_of = torch.div(real.cumsum(1) - 1, block_size, rounding_mode="floor")  # real tokens count, padding does not
+    everywhere = torch.ones_like(x, dtype=torch.bool)
     index, calls, begun = 0, 0, time.perf_counter()
-    for number in block_of[allowed].unique().tolist():  # a block that is given whole costs nothing
-        block = allowed & (block_of == number)
+    for number, block in open_blocks(everywhere if editable is None else editable, attention_mask, block_size):
         done = calls
         for event in trajectory(sampler, denoiser, x, times, rng=rng.fold(number), editable=block, **cond):
             x, calls = _tensor(event.canvas), done + event.network_calls
@@ -226,6 +223,16 @@ def _block_steps(
                 }
             )
             index += 1
+
+
+def open_blocks(
+    editable: Bool[Tensor, "b l"], attention_mask: Bool[Tensor, "b l"] | None, block_size: int
+) -> list[tuple[int, Bool[Tensor, "b l"]]]:
+    """The blocks that have something to fill, left to right: (number, its editable sites). Padding does not count."""
+    real = torch.ones_like(editable) if attention_mask is None else attention_mask
+    allowed = editable & real
+    block_of = torch.div(real.cumsum(1) - 1, block_size, rounding_mode="floor")
+    return [(number, allowed & (block_of == number)) for number in block_of[allowed].unique().tolist()]
 
 
 def start(sampler: Sampler, canvas: Any, rng: Rng, editable: State | None = None) -> State:

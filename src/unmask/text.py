@@ -18,7 +18,7 @@ from unmask.data.tokenizers import Tokenizer
 from unmask.denoiser import Denoiser
 from unmask.denoisers.autoregressive import AutoregressiveDenoiser
 from unmask.errors import UserError
-from unmask.loops import Step, sample_blocks, start, time_grid, trajectory
+from unmask.loops import Step, open_blocks, sample_blocks, start, time_grid, trajectory
 from unmask.rng import Rng
 from unmask.samplers.ancestral import Ancestral
 from unmask.sampling import SamplingConfig, SamplingOptions, Without
@@ -232,7 +232,9 @@ class TextModel:
     def num_steps(self, canvas: Canvas, config: SamplingConfig) -> int:
         """How many steps `denoise` will take."""
         per_block, block_size = self._plan(canvas, config)
-        return per_block * (1 if block_size is None else -(-canvas.tokens.shape[1] // block_size))
+        if block_size is None:
+            return per_block
+        return per_block * len(open_blocks(canvas.editable, canvas.attention_mask, block_size))
 
     def _plan(self, canvas: Canvas, config: SamplingConfig) -> tuple[int, int | None]:
         """(steps per block, block size): of the whole canvas when the block size is None."""

@@ -36,7 +36,7 @@ def test_train_then_every_other_command(run, data: Path, tmp_path: Path) -> None
     assert result["infill"]["text"] in (folder / "samples.txt").read_text()
     assert run("generate", "--model", folder, "--length", 5)[0] == 0
     assert run("infill", "the [[3]] sat", "--model", folder)[0] == 0
-    assert run("score", data, "--model", folder, "--num-draws", 2)[0] == 0
+    assert run("score", data, "--model", folder, "--num-draws", 4)[0] == 0
     assert json.loads(run("info", folder, "--json")[1])["card"]["training"]["step"] == 6
 
 
