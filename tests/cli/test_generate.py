@@ -49,7 +49,7 @@ def test_show_and_html_change_no_text(run, model_folder: str, tmp_path: Path) ->
 def test_an_autoregressive_model_generates_too(run, twin_folder: str) -> None:
     code, out, _ = run("generate", "--model", twin_folder, "--length", 6, "--prompt", "ab", "--json")
     assert code == 0
-    assert json.loads(out)["settings"]["num_steps"] == 8
+    assert json.loads(out)["settings"]["num_steps"] == 6
 
 
 @pytest.mark.parametrize(
