@@ -230,6 +230,9 @@ class DiscreteProcessContract:
     def test_refuses_what_it_cannot_corrupt(self) -> None:
         with pytest.raises(TypeError, match="int64"):
             self.make().corrupt(torch.zeros(2, 3), time(0.5, 0.5), Rng(0))
+        x = torch.zeros(2, 3, dtype=torch.int64)
+        with pytest.raises(ValueError, match="end point x1"):
+            self.make().corrupt(x, time(0.5, 0.5), Rng(0), x1=x)
 
 
 def unit_interval_quadrature(n: int) -> list[tuple[float, float]]:

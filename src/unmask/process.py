@@ -67,7 +67,7 @@ class DiscreteProcess(Process):
         return draw_categorical(log_probs, rng.fold(_DRAW).uniform(shape))
 
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
-        tokens = self._tokens(x0, "corrupt")
+        tokens = self._uncoupled(x0, x1)
         probs = self.marginal(one_hot(tokens, self.vocab_size), expand_time(t, tokens))
         return draw_categorical(probs.log(), rng.fold(_DRAW).uniform(tokens.shape, tokens.device))
 
@@ -146,6 +146,14 @@ class DiscreteProcess(Process):
         end = self.marginal(one_hot(x0, self.vocab_size), torch.ones((), dtype=torch.float64, device=x0.device))
         prior = self.prior_probs.to(end)
         return (torch.special.xlogy(end, end) - torch.special.xlogy(end, prior)).sum(-1)
+
+    def _uncoupled(self, x0: State, x1: State | None) -> Tensor:
+        """The tokens of x0, when no end point is asked for: ignoring one would silently train the wrong coupling."""
+        if x1 is not None:
+            raise ValueError(
+                f"{type(self).__name__}.corrupt: met an end point x1, but this noise is drawn independently; omit x1"
+            )
+        return self._tokens(x0, "corrupt")
 
     # -- checks -------------------------------------------------------------------------------------------------------
 

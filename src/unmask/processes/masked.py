@@ -64,7 +64,7 @@ class Masked(Interpolating):
         return torch.full(tuple(shape), self.mask_id, dtype=torch.int64)
 
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
-        tokens = self._tokens(x0, "corrupt")
+        tokens = self._uncoupled(x0, x1)
         noise = self.schedule.noise(expand_time(t, tokens))
         hit = rng.fold(_CORRUPT).uniform(tokens.shape, tokens.device) < noise
         return torch.where(hit, self.mask_id, tokens)
