@@ -27,6 +27,7 @@ from unmask.processes.uniform import Uniform
 from unmask.schedules.power_vector import PowerVector
 
 VOCABULARY, BATCH, LENGTH = 50_000, 8, 256
+SHARES = 0.1, 0.03
 
 
 def cases() -> dict[str, tuple[Loss, Denoiser]]:
@@ -51,9 +52,9 @@ def cases() -> dict[str, tuple[Loss, Denoiser]]:
             ScoreDenoiser(net, process=masked, mask_id=mask_id),
         ),
         "uniform": (NELBO(process=uniform), softmax),
-        "uniform, a tenth of the kept sites": (NELBO(process=uniform, kept_share=0.1), softmax),
+        **{f"uniform, {s:.0%} of the kept sites": (NELBO(process=uniform, kept_share=s), softmax) for s in SHARES},
         "GIDD": (NELBO(process=gidd), hybrid),
-        "GIDD, a tenth of the kept sites": (NELBO(process=gidd, kept_share=0.1), hybrid),
+        **{f"GIDD, {s:.0%} of the kept sites": (NELBO(process=gidd, kept_share=s), hybrid) for s in SHARES},
     }
 
 

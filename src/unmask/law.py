@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unmask.ops import draw_categorical, one_hot
 from unmask.rng import Rng
+from unmask.sums import writable
 
 State = Tensor | dict[str, Tensor]
 LogProbMap = Callable[[Tensor], Tensor]
@@ -66,6 +67,10 @@ class SiteLaw(Law):
     def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         """Log-probability of the value x at each site: (n,), or (b, *s) when `where` is None."""
 
+    def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
+        """Log-probabilities (n, v) up to a constant of each row: for sums that do the normalising themselves."""
+        return self.log_probs(where)
+
     @abstractmethod
     def map(self, fn: LogProbMap) -> SiteLaw:
         """The law with `fn` applied to its log-probabilities (n, v), e.g. a temperature; still lazy."""
@@ -87,7 +92,8 @@ class Categorical(SiteLaw):
     Args:
         shape: (b, *s).
         vocab_size: v.
-        log_weights: maps flat site indices (n,) to unnormalised log-probabilities (n, v).
+        log_weights: maps flat site indices (n,) to unnormalised log-probabilities (n, v), fresh ones at each call: what
+            it returns may be overwritten.
         token_log_prob: optional shortcut, (indices (n,), values (n,)) -> log-probabilities (n,), which must agree with
             `log_weights` (a head that scores targets in bounded memory).
         rest: what stands at the sites (b, *s) now; with it, `only` leaves sites as they are without evaluating them.
@@ -135,9 +141,7 @@ class Categorical(SiteLaw):
             logits = head(flat.index_select(0, index))
             if forbidden is None:
                 return logits
-            allowed = logits.clone()
-            allowed[:, forbidden] = -torch.inf
-            return allowed
+            return writable(logits).index_fill_(1, torch.tensor([forbidden], device=logits.device), -torch.inf)
 
         scorer: Callable[..., Tensor] | None = getattr(head, "token_log_prob", None)
         shortcut = None
@@ -151,17 +155,15 @@ class Categorical(SiteLaw):
     def with_known(self, tokens: Int64[Tensor, "b *s"], known: Bool[Tensor, "b *s"]) -> Categorical:
         """The law in which the sites of `known` are certain to hold `tokens`; the rest is unchanged and as lazy."""
         flat_tokens, flat_known = tokens.flatten(), known.flatten()
-        # the new law normalises its rows; unless they are transformed, doing it here as well would be wasted
-        weights = self.rows if self._transforms else self._log_weights
 
         def log_weights(index: Tensor) -> Tensor:
             fixed = flat_known[index]
             if not bool(fixed.any()):
-                return weights(index)
+                return self.weights(index)
             certain = one_hot(flat_tokens[index], self.vocab_size, torch.float32).log()
             if bool(fixed.all()):
                 return certain
-            open_rows = weights(index[~fixed])
+            open_rows = self.weights(index[~fixed])
             return certain.to(open_rows.dtype).index_put((~fixed,), open_rows)
 
         def token_log_prob(index: Tensor, values: Tensor) -> Tensor:
@@ -188,16 +190,24 @@ class Categorical(SiteLaw):
         law._transforms = (*self._transforms, fn)
         return law
 
-    def _model_rows(self, index: Tensor) -> Tensor:
+    def _model_weights(self, index: Tensor) -> Tensor:
         weights = self._log_weights(index)
-        if weights.dtype in (torch.float16, torch.bfloat16):
-            weights = weights.float()
-        return torch.log_softmax(weights, -1)
+        return weights.float() if weights.dtype in (torch.float16, torch.bfloat16) else weights
+
+    def _model_rows(self, index: Tensor) -> Tensor:
+        return torch.log_softmax(self._model_weights(index), -1)
 
     def _transformed(self, log_probs: Tensor) -> Tensor:
         for fn in self._transforms:
             log_probs = torch.log_softmax(fn(log_probs), -1)
         return log_probs
+
+    def weights(self, index: Int64[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """Log-probabilities at flat site indices, up to a constant of each row."""
+        return self.rows(index) if self._transforms else self._model_weights(index)
+
+    def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
+        return self.weights(self._index(where))
 
     def rows(self, index: Int64[Tensor, " n"]) -> Float[Tensor, "n v"]:
         """Normalised log-probabilities at flat site indices."""

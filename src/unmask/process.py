@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from unmask.blocks import map_sites
 from unmask.law import Categorical, Law, SiteLaw, State
 from unmask.ops import draw_categorical, draw_repeatedly, expand_time, one_hot, safe_log
 from unmask.rng import Rng
@@ -146,19 +147,31 @@ class DiscreteProcess(Process):
         References:
             Campbell et al., "A continuous time framework for discrete denoising models", 2022, arXiv:2205.14987.
         """
+        times = expand_time(t, xt).expand(xt.shape)
+
+        def rate(part: Tensor) -> Tensor:
+            model = self.reverse_rates(law, xt, t, part)
+            truth = self._reverse_rates(one_hot(x0[part], self.vocab_size), xt[part], times[part])
+            gained = torch.where(truth > 0, truth * model.where(truth > 0, 1.0).log(), 0.0)  # 0 log 0 has a NaN slope
+            return (model - truth + torch.special.xlogy(truth, truth) - gained).sum(-1)
+
+        return self._blockwise(rate, xt, where)
+
+    def _blockwise(self, rate: Callable[[Tensor], Tensor], xt: Tensor, where: Tensor | None) -> Float[Tensor, "b *s"]:
+        """`rate`, which maps a mask (b, *s) of n sites to numbers (n,), at the sites of `where`; zero elsewhere."""
         sites = torch.ones_like(xt, dtype=torch.bool) if where is None else where
-        model = self.reverse_rates(law, xt, t, sites)
-        tt = expand_time(t, xt).expand(xt.shape)[sites]
-        truth = self._reverse_rates(one_hot(x0[sites], self.vocab_size), xt[sites], tt)
-        gained = torch.where(truth > 0, truth * model.where(truth > 0, 1.0).log(), 0.0)  # 0 log 0 has a NaN slope
-        rate = (model - truth + torch.special.xlogy(truth, truth) - gained).sum(-1)
-        return torch.zeros(xt.shape, dtype=rate.dtype, device=xt.device).masked_scatter(sites, rate)
+        values = map_sites(rate, sites, self.vocab_size)
+        return torch.zeros(xt.shape, dtype=values.dtype, device=xt.device).masked_scatter(sites, values)
 
     def prior_kl(self, x0: Int64[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
         """KL( q(x_1 | x_0) || prior ) at each site, nats: zero when the end point has forgotten the data."""
-        end = self.marginal(one_hot(x0, self.vocab_size), torch.ones((), dtype=torch.float64, device=x0.device))
-        prior = self.prior_probs.to(end)
-        return (torch.special.xlogy(end, end) - torch.special.xlogy(end, prior)).sum(-1)
+        prior, last = self.prior_probs.to(x0.device), torch.ones((), dtype=torch.float64, device=x0.device)
+
+        def divergence(part: Tensor) -> Tensor:
+            end = self.marginal(one_hot(x0[part], self.vocab_size), last)
+            return (torch.special.xlogy(end, end) - torch.special.xlogy(end, prior)).sum(-1)
+
+        return self._blockwise(divergence, x0, None)
 
     def _uncoupled(self, x0: State, x1: State | None) -> Tensor:
         """The tokens of x0, when no end point is asked for: ignoring one would silently train the wrong coupling."""

@@ -4,15 +4,18 @@ from torch import Tensor, nn
 
 from contracts import BoundContract, time
 from helpers import CountingHead, fit, padded
-from unmask import Denoiser, DiscreteProcess, Interpolating, Loss, Rng, Schedule, time_grid
+from unmask import Categorical, Denoiser, DiscreteProcess, Interpolating, Loss, Rng, Schedule, time_grid
 from unmask.denoisers.masked import MaskedDenoiser
-from unmask.denoisers.score import ScoreDenoiser
+from unmask.denoisers.score import ScoreDenoiser, law_log_scores
 from unmask.losses.masked_nelbo import MaskedNELBO
 from unmask.losses.nelbo import NELBO
 from unmask.losses.score_entropy import ScoreEntropy, score_entropy_rate
+from unmask.ops import one_hot
 from unmask.oracles.statistics import total_variation
 from unmask.oracles.tiny_joint import TinyJoint, enumerate_states, state_index
+from unmask.processes.gidd import GIDD
 from unmask.processes.masked import Masked
+from unmask.processes.uniform import Uniform as UniformNoise
 from unmask.samplers.ancestral import Ancestral
 from unmask.schedules.linear import Linear
 
@@ -106,6 +109,92 @@ def test_equals_the_generic_bound_draw_by_draw(process: Interpolating) -> None:
     torch.testing.assert_close(mine, generic, atol=1e-9, rtol=1e-9)
     if isinstance(process, Masked):
         torch.testing.assert_close(mine, MaskedNELBO(process=process)(Wrong(), x0, Rng(1)), atol=1e-9, rtol=1e-9)
+
+
+class Halves(Interpolating):
+    """Noise that reaches some of the states only."""
+
+    vocab_size, schedule = 7, Linear()
+
+    def mixing(self, t: Tensor) -> Tensor:
+        weights = torch.tensor([0.0, 1, 0, 2, 0, 0, 1]).double() ** (1 + t[..., None])
+        return weights / weights.sum(-1, keepdim=True)
+
+
+def term_by_term(process: Interpolating, log_s: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
+    """The definition, in (b, l, v): R(y -> x_t) (s - r log s + r (log r - 1)) over y != x_t."""
+    everywhere = t[:, None].expand(xt.shape)
+    evidence = process.likelihood(xt, torch.zeros_like(everywhere), everywhere)
+    r = process.marginal(one_hot(x0, process.vocab_size), t) / evidence.gather(-1, x0[..., None])
+    gained = torch.where(r > 0, r * log_s.where(r > 0, 0.0), 0.0)
+    entropy = (log_s.exp() - gained + torch.special.xlogy(r, r) - r).scatter(-1, xt[..., None], 0.0)
+    rate = (process._rates_into(xt, everywhere) * entropy).sum(-1)
+    return torch.where(process._noise_at(xt, everywhere) > 0, rate, 0.0)
+
+
+NOISES: list[tuple[Interpolating, int | None]] = [
+    (Masked(vocab_size=7, mask_id=3), 3),
+    (UniformNoise(vocab_size=7), None),
+    (UniformNoise(vocab_size=7, schedule=Lingering()), None),
+    (GIDD(vocab_size=7, mask_id=2, p_uniform=0.3), 2),
+    (Halves(), None),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("process", "mask_id"), NOISES)
+def test_sums_for_each_time_equal_the_definition(
+    process: Interpolating, mask_id: int | None, dtype: torch.dtype
+) -> None:
+    """Any network, value and slope; an e^f of f = 100 overflows float32."""
+    tt = Rng(1).uniform((40,)).clamp(min=0.05)
+    data = torch.tensor([y for y in range(7) if y != mask_id])
+    x0 = data[(Rng(2).uniform((40, 5)) * len(data)).long()]
+    xt = process.corrupt(x0, tt, Rng(3))
+    f = 3 * Rng(4).normal((40, 5, 7))
+    f[0, 0], f[1, 0] = 100.0, -100.0
+    f = f.to(dtype).requires_grad_(True)
+    law = ScoreDenoiser(Given(f), process=process, mask_id=mask_id)(xt, tt)
+    everywhere = torch.ones_like(xt, dtype=torch.bool)
+    both = (
+        score_entropy_rate(process, law, x0, xt, tt, everywhere),
+        term_by_term(process, law.log_scores(everywhere).reshape(40, 5, 7), x0, xt, tt),
+    )
+    tolerance = 1e-9 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(*both, rtol=tolerance, atol=tolerance)
+    slopes = [torch.autograd.grad(value[2:].sum(), f, retain_graph=True)[0] for value in both]
+    torch.testing.assert_close(*slopes, rtol=tolerance, atol=10 * tolerance)
+
+
+class Given(nn.Module):
+    """f as it is handed over."""
+
+    def __init__(self, f: Tensor) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, tokens: Tensor, t: Tensor, **cond: object) -> Tensor:
+        return self.f
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+@pytest.mark.parametrize("process", [process for process, _ in NOISES[:3]])
+def test_a_law_costs_what_its_scores_cost(process: Interpolating) -> None:
+    tt = Rng(1).uniform((40,))
+    x0 = (Rng(2).uniform((40, 5)) * 3).long()
+    xt, everywhere = process.corrupt(x0, tt, Rng(3)), torch.ones_like(x0, dtype=torch.bool)
+    logits = Rng(4).normal((40, 5, 7))
+    if isinstance(process, Masked):
+        logits[..., 3] = -torch.inf
+    law = Categorical.from_logits(logits)
+    if isinstance(process, Masked):
+        law = law.with_known(xt, xt != 3)
+    log_s = law_log_scores(process, law, xt, tt, everywhere).reshape(40, 5, 7)
+    torch.testing.assert_close(
+        score_entropy_rate(process, law, x0, xt, tt, everywhere), term_by_term(process, log_s, x0, xt, tt)
+    )
 
 
 @pytest.mark.parametrize(("process", "mask_id"), [(MASKED, 2), (UNIFORM, None)])

@@ -3,7 +3,7 @@ import torch
 
 from contracts import DiscreteProcessContract, SamplerContract, time
 from helpers import CountingHead
-from unmask import Categorical, Rng, time_grid
+from unmask import Categorical, DiscreteProcess, Rng, time_grid
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.oracles.statistics import total_variation
 from unmask.oracles.tiny_joint import TinyJoint
@@ -109,6 +109,32 @@ def test_a_vocabulary_of_fifty_thousand_at_the_ends_of_time() -> None:
         assert bool(step.sample(Rng(1)).lt(v).all())  # type: ignore[union-attr]
         assert not bool(step.log_probs().isnan().any())  # type: ignore[attr-defined]
         assert bool(process.nelbo_rate(law, x0, xt, time(t)).isfinite().all())
+
+
+@pytest.mark.parametrize("per_site", [False, True])
+@pytest.mark.parametrize("schedule", ["power", "spindle"])
+def test_float32_logits_of_a_large_vocabulary_give_the_derived_bound(schedule: str, per_site: bool) -> None:
+    """Hazards made once a time, in one product, against every rate in float64; one time a row, or one a site."""
+    v, weights = 2000, tuple((0.5 + 2 * Rng(0).uniform((1, 2000))[0]).tolist())
+    process = TokenMasked(
+        vocab_size=v,
+        mask_id=0,
+        schedule=PowerVector(powers=weights)
+        if schedule == "power"
+        else Spindle(information=weights, mean_information=1.5),
+    )
+    t = Rng(1).uniform((4, 3)) if per_site else Rng(1).uniform((4,))
+    x0 = 1 + (Rng(2).uniform((4, 3)) * (v - 1)).long()
+    xt = process.corrupt(x0, t, Rng(3))
+    assert 0 < int((xt == 0).sum()) < 12
+    logits = 3 * Rng(4).normal((4, 3, v)).index_fill(2, torch.tensor([0]), -torch.inf)
+    values = [
+        function(process, Categorical.from_logits(x).with_known(xt, xt != 0), x0, xt, t)
+        for function, x in ((TokenMasked.nelbo_rate, logits.float()), (DiscreteProcess.nelbo_rate, logits))
+    ]
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+    assert float(process.prior_kl(x0).abs().max()) == 0
+    assert float(DiscreteProcess.prior_kl(process, x0).abs().max()) < 1e-12
 
 
 class MaskAtZero(CountingHead):

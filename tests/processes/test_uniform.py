@@ -37,7 +37,7 @@ class TestAncestralSampling(SamplerContract):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("vocab_size", [2, 17, 50_000])
-@pytest.mark.parametrize("t", [1e-12, 1e-6, 0.5, 1 - 1e-6, 1 - 1e-12])
+@pytest.mark.parametrize("t", [0.0, 1e-12, 1e-6, 0.5, 1 - 1e-6, 1 - 1e-12, 1.0])
 def test_the_bound_and_its_gradient_are_finite(t: float, vocab_size: int, dtype: torch.dtype) -> None:
     process = Uniform(vocab_size=vocab_size)
     logits = Rng(1).normal((4, 3, vocab_size)).to(dtype).requires_grad_(True)
@@ -49,8 +49,34 @@ def test_the_bound_and_its_gradient_are_finite(t: float, vocab_size: int, dtype:
     assert float(rate.min()) > -1e-4
     (gradient,) = torch.autograd.grad(rate.sum(), logits)
     assert bool(gradient.isfinite().all())
-    step = process.reverse(law, xt, time(t).expand(4), time(t / 2).expand(4))
-    assert bool(step.log_prob(step.sample(Rng(2))).isfinite().all())
+    if t > 0:
+        step = process.reverse(law, xt, time(t).expand(4), time(t / 2).expand(4))
+        assert bool(step.log_prob(step.sample(Rng(2))).isfinite().all())
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 8.0])
+@pytest.mark.parametrize("t", [1e-6, 0.01, 0.5, 0.99, 1 - 1e-6])
+def test_float32_logits_of_a_large_vocabulary_give_the_derived_bound(t: float, sharpness: float) -> None:
+    """Products in place of logarithms and sums in float32, against every rate in float64."""
+    process, v = Uniform(vocab_size=5000), 5000
+    logits = sharpness * Rng(1).normal((4, 3, v))
+    x0, xt = (Rng(k).uniform((4, 3)).mul(v).long() for k in (2, 3))
+    xt[:2] = x0[:2]
+    logits.scatter_add_(-1, xt[..., None], torch.tensor(v * (1 - t) / t).log1p().expand(4, 3, 1).double())
+    exact = DiscreteProcess.nelbo_rate(process, Categorical.from_logits(logits), x0, xt, time(t).expand(4))
+    mine = process.nelbo_rate(Categorical.from_logits(logits.float()), x0, xt, time(t).expand(4))
+    torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_the_ends_of_time_are_the_limits_of_the_bound() -> None:
+    """At t = 0 a law that knows the token pays nothing; at t = 1, what it pays just before."""
+    process, none = Uniform(vocab_size=4), -torch.inf
+    sure = Categorical.from_logits(torch.tensor([[[0.0, none, none, none]]]).double())
+    assert float(process.nelbo_rate(sure, torch.tensor([[0]]), torch.tensor([[0]]), time(0.0))) == 0
+    law = Categorical.from_logits(torch.tensor([[[0.0, -1.0, 0.5, 0.2]]]).double())
+    for x0 in (torch.tensor([[0]]), torch.tensor([[1]])):
+        rates = [process.nelbo_rate(law, x0, torch.tensor([[0]]), time(t)) for t in (1.0, 1 - 1e-9)]
+        torch.testing.assert_close(rates[0], rates[1], rtol=1e-4, atol=1e-4)
 
 
 def test_the_blocks_do_not_change_the_value(monkeypatch: pytest.MonkeyPatch) -> None:

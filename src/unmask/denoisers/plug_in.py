@@ -11,6 +11,7 @@ from unmask.denoiser import Denoiser
 from unmask.law import Categorical, State
 from unmask.ops import expand_time, safe_log
 from unmask.process import DiscreteProcess, Interpolating
+from unmask.sums import writable
 
 _CERTAIN = 700.0  # where x_t is surely x_0 the gain is infinite: e^700 leaves the others nothing in float64
 
@@ -46,11 +47,11 @@ class PlugIn(Denoiser):
         flat, times = xt.flatten(), expand_time(t, xt).expand(xt.shape).flatten()
 
         def log_weights(index: Tensor) -> Tensor:
-            rows, x, at = known.rows(index), flat[index], times[index]
+            rows, x, at = known.weights(index), flat[index], times[index]
             if isinstance(self.process, Interpolating):
                 noise = self.process._noise_at(x, at)
                 gain = torch.log(noise + self.process.schedule.alpha(at)) - torch.log(noise)
-                return rows.scatter_add(1, x[:, None], gain.clamp(max=_CERTAIN)[:, None].to(rows.dtype))
+                return writable(rows).scatter_add_(1, x[:, None], gain.clamp(max=_CERTAIN)[:, None].to(rows.dtype))
             return rows + safe_log(self.process.likelihood(x, torch.zeros_like(at), at)).to(rows.dtype)
 
         return Categorical(law.shape, law.vocab_size, log_weights, device=law.device)

@@ -12,6 +12,7 @@ from unmask.denoiser import Denoiser
 from unmask.law import Categorical, LogProbMap, SiteLaw, State
 from unmask.ops import expand_time, one_hot
 from unmask.process import DiscreteProcess, Interpolating
+from unmask.sums import writable
 
 _LEAST_ALPHA = 1e-9
 
@@ -73,10 +74,20 @@ class ScoreLaw(Categorical):
         possible = weights > 0
         return torch.where(possible, weights.where(possible, 1.0).log(), -torch.inf)
 
+    def deviations(self, where: Bool[Tensor, "b *s"]) -> Float[Tensor, "n v"]:
+        """f at the sites of `where`, in the network's precision (float32 at least); zero at y = x_t."""
+        f = self.network(self._index(where))
+        f = f.float() if f.dtype in (torch.float16, torch.bfloat16) else f
+        return writable(f).scatter_(-1, self.xt[where][:, None], 0.0)
+
+    def base(self, t: Float[Tensor, " n"]) -> Float[Tensor, "n v"]:
+        """m(y) at times t: log s_y = f(y) + log m(y) - log m(x_t)."""
+        return self.process.marginal(self._white().expand(len(t), -1), t)
+
     def log_scores(self, where: Bool[Tensor, "b *s"]) -> Float[Tensor, "n v"]:
         """log s_y at the sites of `where`, float64; zero at y = x_t, and -inf where noise cannot put y."""
         x, t, f = self._parts(self._index(where))
-        base = self.process.marginal(self._white().expand_as(f), t).log()
+        base = self.base(t).log()
         return f + base - base.gather(-1, x[:, None])
 
 

@@ -72,7 +72,7 @@ class DuoCurriculum(Loss):
         sigma = expand_time(1 / (1 + ratio**2).sqrt(), x0)[..., None]
         signal = expand_time(ratio, x0)[..., None] * sigma
         noise = rng.normal((*x0.shape, self.process.vocab_size), x0.device)
-        return (signal * one_hot(x0, self.process.vocab_size) + sigma * noise).float()
+        return noise.mul_(sigma).scatter_add_(-1, x0[..., None], signal.expand(*x0.shape, 1)).float()
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from torch import Tensor
 from unmask.denoiser import Denoiser
 from unmask.law import State
 from unmask.loss import Loss, require, row_positions
-from unmask.ops import low_discrepancy_uniforms
+from unmask.ops import expand_time, low_discrepancy_uniforms
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng
 
@@ -28,8 +28,9 @@ class NELBO(Loss):
     one uniform low-discrepancy time per example. Processes with closed forms of `nelbo_rate` make it cheap.
 
     Noise that may put any token anywhere has to be paid for at every site, x_t = x_0 or not; the head then dominates if
-    the vocabulary is large. `kept_share` < 1 evaluates only that share of the sites with x_t = x_0, chosen at random,
-    with weights 1 / kept_share: the expectation is the same, the variance somewhat larger.
+    the vocabulary is large. `kept_share` < 1 evaluates only that share of a row's sites with x_t = x_0, rounded up and
+    drawn without replacement, and gives their mean to all of them: the expectation is the same, and the variance grows
+    by what these sites differ from each other.
 
     Args:
         process: any `DiscreteProcess`.
@@ -68,14 +69,23 @@ class NELBO(Loss):
         if attention_mask is not None:
             xt = xt.where(attention_mask, tokens)
         law = denoiser(xt, t, attention_mask=attention_mask, **cond)
-        where, weight = attention_mask, None
         if self.kept_share < 1:
-            changed = xt != tokens
-            chosen = changed | (sited.fold(_SITES).uniform(tokens.shape, tokens.device) < self.kept_share)
-            where = chosen if attention_mask is None else chosen & attention_mask
-            weight = torch.where(changed, 1.0, 1.0 / self.kept_share)
-        rate = self.process.nelbo_rate(law, tokens, xt, t, where)
-        per_site = (rate if weight is None else rate * weight) + self.process.prior_kl(tokens)
+            real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
+            kept = (xt == tokens) & real
+            chosen, weight = self._some_of(kept, sited.fold(_SITES))
+            rate = self.process.nelbo_rate(law, tokens, xt, t, (real & ~kept) | chosen)
+            rate = torch.where(kept, rate * expand_time(weight, rate), rate)
+        else:
+            rate = self.process.nelbo_rate(law, tokens, xt, t, attention_mask)
+        per_site = rate + self.process.prior_kl(tokens)
         if attention_mask is not None:
             per_site = per_site.where(attention_mask, 0.0)
         return per_site.flatten(1).sum(1)
+
+    def _some_of(self, kept: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Bool[Tensor, "b *s"], Float[Tensor, " b"]]:
+        """Some of each row's kept sites, each as likely as any other, and how many each of them stands for."""
+        counts = kept.flatten(1).sum(1)
+        number = (self.kept_share * counts).ceil()
+        order = rng.uniform(kept.shape, kept.device).where(kept, 2.0).flatten(1).argsort(1)
+        chosen = (order.argsort(1) < number[:, None]).reshape(kept.shape)
+        return chosen, counts.double() / number.clamp(min=1.0)

@@ -10,14 +10,16 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from unmask.denoiser import Denoiser
-from unmask.denoisers.score import ScoreLaw, law_log_scores
+from unmask.denoisers.score import ScoreLaw
 from unmask.law import Law, State
 from unmask.loss import Loss, require, row_positions
-from unmask.ops import expand_time, low_discrepancy_uniforms, one_hot
+from unmask.ops import expand_time, low_discrepancy_uniforms
 from unmask.process import Interpolating
 from unmask.rng import Rng
+from unmask.sums import apart
 
 _TIME, _NOISE = 1, 2
+_LARGEST_EXPONENT = 80.0  # of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,20 +95,47 @@ def score_entropy_rate(
         t: times, (b,).
         where: real tokens.
     """
-    moving = where & (process._noise_at(xt, expand_time(t, xt).expand(xt.shape)) > 0)
-    x, tt = xt[moving], expand_time(t, xt).expand(xt.shape)[moving]
-    if isinstance(law, ScoreLaw):
-        log_s = law.log_scores(moving)
-    else:
-        log_s = law_log_scores(process, process._sites(law, "score_entropy_rate"), xt, t, moving)
-    evidence = process.likelihood(x, torch.zeros_like(tt), tt)
-    kernel = process.marginal(one_hot(x0[moving], process.vocab_size), tt)
-    r = kernel / evidence.gather(-1, x0[moving][:, None])
-    gained = torch.where(r > 0, r * log_s.where(r > 0, 0.0), 0.0)
-    entropy = log_s.exp() - gained + torch.special.xlogy(r, r) - r
-    others = entropy.scatter(-1, x[:, None], 0.0).sum(-1)
-    per_site = _rate_into(process, x, tt) * others
-    return torch.zeros(xt.shape, dtype=torch.float64, device=xt.device).masked_scatter(moving, per_site)
+    tt = expand_time(t, xt).expand(xt.shape)
+    moving = where & (process._noise_at(xt, tt) > 0)
+    if not isinstance(law, ScoreLaw):  # R s is the law's reverse rate, R r the one that knows x_0
+        return process.nelbo_rate(law, x0, xt, t, moving)
+    return process._blockwise(lambda part: _rate(process, law, part, x0[part], xt[part], tt[part]), xt, moving)
+
+
+def _rate(
+    process: Interpolating,
+    law: ScoreLaw,
+    part: Bool[Tensor, "b *s"],
+    x0: Int64[Tensor, " n"],
+    x: Int64[Tensor, " n"],
+    t: Float[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """`score_entropy_rate` at the n sites of `part`; what depends on time and y alone is made once for each time.
+
+    Where noise can put y, its summand is r h(log s / r) with h(l) = e^l - 1 - l, which cancels nothing as s and r draw
+    near; where it cannot, r = 0 leaves s. The clean token has its own.
+    """
+    times, which = t.unique(return_inverse=True)
+    f, base = law.deviations(part), law.base(times)
+    noised = process.schedule.noise(times)[:, None] * process.mixing(times).to(base.device).expand_as(base)
+    own, evidence = base[which, x].log(), noised[which, x] + process.schedule.alpha(t) * (x0 == x)
+
+    log_s = f.gather(1, x0[:, None]).squeeze(1).double() + base[which, x0].log() - own
+    r = (noised[which, x0] + process.schedule.alpha(t)) / evidence
+    others = torch.where(x0 == x, 0.0, log_s.exp() - r * log_s + torch.special.xlogy(r, r) - r)
+    if bool((noised.sum(1)[which] > noised[which, x]).any()):
+        shift = torch.where(noised > 0, base / noised, 1.0).log()
+        ratio = f + shift.to(f)[which] + (evidence.log() - own).to(f)[:, None]
+        ratio = ratio.scatter(1, x[:, None], 0.0).scatter(1, x0[:, None], 0.0)
+        if float(ratio.detach().amax()) > _LARGEST_EXPONENT:
+            ratio = ratio.double()
+        gap = torch.expm1(ratio) - ratio
+        others = others + (gap @ noised.to(gap).T).gather(1, which[:, None]).squeeze(1) / evidence
+    if bool((noised == 0).any()):
+        (minus_peak, _), rest = apart(f, x, x0)  # f is zero at x_t; from here on it is overwritten
+        reached = (rest @ base.where(noised == 0, 0.0).to(rest).T).gather(1, which[:, None]).squeeze(1)
+        others = others + reached * (-minus_peak - own).exp()
+    return _rate_into(process, x, t) * others
 
 
 def _rate_into(process: Interpolating, x: Int64[Tensor, " n"], t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

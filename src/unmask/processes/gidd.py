@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.blocks import map_sites
 from unmask.law import Law, LogProbMap, SiteLaw, State
 from unmask.ops import expand_time, one_hot, safe_log
 from unmask.process import Interpolating
 from unmask.rng import Rng
 from unmask.schedules.hybrid import Hybrid
+from unmask.sums import apart, most_in_pairs, sum_log1p
 
 _EVENT, _VALUES, _KEPT, _NOISE = 1, 2, 3, 4
 _FIRST, _LAST = 1e-30, 1 - 1e-12  # at the very ends of time the bound's integrand is a limit: evaluated a hair inside
@@ -73,8 +73,12 @@ class GIDD(Interpolating):
         return torch.where(x == self.mask_id, at_mask, elsewhere)
 
     def _noise_at(self, x: Tensor, t: Tensor) -> Tensor:
+        return self._pick(x, t / (1 + self.schedule.hump(t)), self._token_noise(t))
+
+    def _token_noise(self, t: Tensor) -> Tensor:
+        """`_noise_at` every state that is not the mask."""
         hump = self.schedule.hump(t)
-        return self._pick(x, t, hump / (self.vocab_size - 1)) / (1 + hump)
+        return hump / (self.vocab_size - 1) / (1 + hump)
 
     def _into(self, x: Tensor, t: Tensor) -> Tensor:
         """The rate at which noise puts any token to x."""
@@ -172,37 +176,42 @@ class GIDD(Interpolating):
         sites = self._sites(law, "divergence")
         active = torch.ones_like(xt, dtype=torch.bool) if where is None else where
         tt = expand_time(t, xt).clamp(_FIRST, _LAST).expand(xt.shape)
-        if self.p_uniform == 0:
-            active = active & (xt == self.mask_id)  # elsewhere x_t = x_0, and both laws know it
-            values = -self.schedule.alpha(tt[active]) * sites.token_log_prob(x0, active).double()
-        else:
-            values = map_sites(
-                lambda part: self._divergence(sites.log_probs(part), x0[part], xt[part], tt[part]),
-                active,
-                self.vocab_size,
+        if self.p_uniform > 0:
+            return self._blockwise(
+                lambda part: self._divergence(sites.log_weights(part), x0[part], xt[part], tt[part]), xt, active
             )
+        active = active & (xt == self.mask_id)  # elsewhere x_t = x_0, and both laws know it
+        values = -self.schedule.alpha(tt[active]) * sites.token_log_prob(x0, active).double()
         return torch.zeros(xt.shape, dtype=values.dtype, device=xt.device).masked_scatter(active, values)
 
-    def _divergence(self, log_probs: Tensor, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-        """`divergence` for rows (n, v), where noise may put any state."""
-        p = torch.log_softmax(log_probs.double(), -1).exp()
-        alpha, share = self.schedule.alpha(t), self.noise_share(z, t)
-        at_z, same = p.gather(1, z[:, None]).squeeze(1), x == z
-        others = p.scatter(1, z[:, None], 0.0).sum(1)
+    def _divergence(self, log_weights: Tensor, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        """`divergence` for rows (n, v), where noise may put any state. Of the states other than x_0, x_t and the mask,
+        all are alike: one sum over the vocabulary."""
+        alpha, share, same = self.schedule.alpha(t), self.noise_share(z, t), x == z
+        mask = torch.full_like(z, self.mask_id)
+        chosen, rest = apart(log_weights, z, x, mask)
+        at_z, at_x, at_mask = (column.exp() for column in chosen)
+        at_mask = at_mask.where((z != mask) & (x != mask), 0.0)  # counted once
+        others = rest.sum(1).double() + at_x.where(~same, 0.0) + at_mask
+        whole = others + at_z
+        at_z, at_x, at_mask, others = at_z / whole, at_x / whole, at_mask / whole, others / whole
         total = others + at_z * share  # q(x_t | x_0 = z) / q(x_t | u), up to alpha + W
-        plug_in = p.scatter(1, z[:, None], (at_z * share)[:, None]) / total[:, None]
-        states = torch.arange(self.vocab_size, device=p.device)
-        noise = self._noise_at(states, t[:, None])
-        gained = noise * torch.log1p(alpha[:, None] * plug_in / noise)  # of the states that are not x_0
-        u_x, noise_x = plug_in.gather(1, x[:, None]).squeeze(1), self._noise_at(x, t)
-        whole = alpha + noise_x
+        u_x = torch.where(same, at_z * share, at_x) / total
+        token_noise, noise_x = self._token_noise(t), self._noise_at(x, t)
+        largest = (alpha / token_noise).clamp(max=most_in_pairs(rest.dtype))
+        gain = (largest / (total * whole)).clamp(max=torch.finfo(rest.dtype).max).to(rest.dtype)
+        gained = token_noise * sum_log1p(rest, gain, float(largest.max())).double()
+        for state, u in ((z, (at_z * share / total).where(~same, 0.0)), (mask, at_mask / total)):
+            noise = self._noise_at(state, t)
+            gained = gained + noise * torch.log1p(alpha * u / noise)
+        most = alpha + noise_x
         # the first form is exact where noise is nearly all there is, the second where data is
         lost = torch.where(
             alpha < noise_x,
-            torch.log1p(-(alpha * (1 - u_x) / whole).clamp(max=0.5)),
-            ((alpha * u_x + noise_x) / whole).log(),
+            torch.log1p(-(alpha * (1 - u_x) / most).clamp(max=0.5)),
+            ((alpha * u_x + noise_x) / most).log(),
         )
-        kl = -whole * lost - gained.scatter(1, x[:, None], 0.0).sum(1)
+        kl = -most * lost - gained
         excess = torch.where(same, others * (1 - share) / share, -at_z * (1 - share))  # a / b - 1, no cancellation
         near = torch.log1p(excess.clamp(min=-0.5))
         return kl + excess - torch.where(excess > -0.5, near, total.log())

@@ -14,6 +14,7 @@ from unmask.ops import expand_time, one_hot, safe_log
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng
 from unmask.schedules.power_vector import TokenSchedule
+from unmask.sums import apart
 
 _POSITIONS, _VALUES, _CORRUPT = 1, 2, 3
 
@@ -94,6 +95,10 @@ class TokenMasked(DiscreteProcess):
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return torch.full(tuple(shape), self.mask_id, dtype=torch.int64)
 
+    def prior_kl(self, x0: Int64[Tensor, "b *s"]) -> Float[Tensor, "b *s"]:
+        """Zero: x_1 is all masks whatever the data."""
+        return torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
         tokens = self._uncoupled(x0, x1)
         noise = self.schedule.noise(expand_time(t, tokens), tokens)
@@ -147,12 +152,19 @@ class TokenMasked(DiscreteProcess):
     ) -> Float[Tensor, "b *s"]:
         """At masked sites, with h_v the hazard of v: sum_v law[v] h_v - h_{x_0} - h_{x_0} log law[x_0]."""
         masked = xt == self.mask_id if where is None else (xt == self.mask_id) & where
-        log_probs = self._sites(law, "nelbo_rate").log_probs(masked).double()
-        tt, hidden = expand_time(t, xt).expand(xt.shape)[masked], x0[masked]
-        expected = (log_probs.exp() * self.schedule.hazard(tt[:, None], self._states(xt.device))).sum(-1)
-        true = self.schedule.hazard(tt, hidden)
-        rate = expected - true - true * log_probs.gather(1, hidden[:, None]).squeeze(1)
-        return torch.zeros(xt.shape, dtype=rate.dtype, device=xt.device).masked_scatter(masked, rate)
+        sites, t = self._sites(law, "nelbo_rate"), expand_time(t, xt).expand(xt.shape)
+        return self._blockwise(lambda part: self._rate(sites.log_weights(part), x0[part], t[part]), xt, masked)
+
+    def _rate(self, log_weights: Tensor, hidden: Tensor, t: Tensor) -> Float[Tensor, " n"]:
+        """`nelbo_rate` at masks; the hazards of all tokens are made once for all sites that share a time."""
+        (log_right,), rest = apart(log_weights, hidden)
+        times, which = t.unique(return_inverse=True)
+        hazards = self.schedule.hazard(times[:, None], self._states(t.device)).to(rest.dtype)
+        true = self.schedule.hazard(t, hidden)
+        others = (rest @ hazards.T).gather(1, which[:, None]).squeeze(1)
+        right = log_right.exp()
+        total = right + rest.sum(1)
+        return (others + right * true) / total - true - true * (log_right - total.log())
 
 
 class TokenUnmasking(SiteLaw):

@@ -9,15 +9,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.blocks import map_sites, mask_of
+from unmask.blocks import mask_of
 from unmask.law import Categorical, Law, State
 from unmask.ops import expand_time, one_hot, safe_log
 from unmask.process import Interpolating
 from unmask.rng import Rng
 from unmask.schedule import Schedule
 from unmask.schedules.linear import Linear
+from unmask.sums import apart, most_in_pairs, sum_log1p
 
 _PRIOR = 1
+_FIRST, _LAST = 1e-30, 1 - 1e-12  # at the very ends of time the bound's integrand is a limit: evaluated a hair inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,7 @@ class Uniform(Interpolating):
         t: Tensor,
         where: Bool[Tensor, "b *s"] | None = None,
     ) -> Float[Tensor, "b *s"]:
-        """One pass over the probabilities, in blocks of sites.
+        """One pass over the probabilities, in blocks of sites; at the very ends of time, its limit.
 
         With o = sum_{y != x_t} p[y], S = sum_{y != x_t} log(1 + g p[y] / A), and times the rate of a jump:
 
@@ -129,28 +131,26 @@ class Uniform(Interpolating):
             otherwise:  -g p[x_t] - (v - 1) ((1 - k) p[x_t] + log A) + (1 + g) log(1 + g) - S - g log(A + g p[x_0]).
         """
         sites = self._sites(law, "nelbo_rate")
-        where = torch.ones_like(xt, dtype=torch.bool) if where is None else where
-        t = expand_time(t, xt).expand(xt.shape)
-        rates = map_sites(
-            lambda part: self._rate(sites.log_probs(part), x0[part], xt[part], t[part]), where, self.vocab_size
-        )
-        return torch.zeros(xt.shape, dtype=torch.float64, device=xt.device).masked_scatter(where, rates)
+        t = expand_time(t, xt).clamp(_FIRST, _LAST).expand(xt.shape)
+        return self._blockwise(lambda part: self._rate(sites.log_weights(part), x0[part], xt[part], t[part]), xt, where)
 
-    def _rate(self, log_probs: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Float[Tensor, " n"]:
+    def _rate(self, log_weights: Tensor, x0: Tensor, xt: Tensor, t: Tensor) -> Float[Tensor, " n"]:
         g, k, unit = self._scales(t)
-        # float64 before exp: the slope in p is up to g^3, more than float32 holds, and harmless times a p of zero
-        own, right = (log_probs.gather(1, x[:, None]).squeeze(1).double().exp() for x in (xt, x0))
-        p = log_probs.exp().scatter(1, xt[:, None], 0.0)
-        others = p.sum(1, dtype=torch.float64)  # not 1 - own: that would cancel where the token is almost surely clean
-        total = own + others  # 1 but for float32's rounding, which the rate at t -> 1 would blow up
+        clean = x0 == xt
+        chosen, rest = apart(log_weights, xt, x0)
+        own, right = (column.exp() for column in chosen)
+        # not total - own: that would cancel where the token is almost surely clean
+        others = rest.sum(1).double() + right.where(~clean, 0.0)
+        total = own + others
         own, others, right = own / total, others / total, right / total
         lost = g * k * own  # (1 - k) p[x_t]
         level = others + k * own
         log_level = torch.where(lost < 0.5, torch.log1p(-lost.clamp(max=0.5)), level.log())
-        gain = (g / (level * total)).clamp(max=torch.finfo(p.dtype).max)
-        spread = torch.log1p(p * gain[:, None].to(p.dtype)).sum(1, dtype=torch.float64)
-        rest = self.vocab_size - 1
-        same = g * others + rest * k * (g * others - torch.log1p(g * others)) - k * spread
-        moved = -g * own - rest * (lost + log_level) + (1 + g) * torch.log1p(g) - spread
-        moved = moved - g * (log_level + torch.log1p(g * right / level))
-        return unit * torch.where(x0 == xt, same, moved)
+        odds = torch.log1p(g * right / level)  # of a jump to x_0
+        largest = g.clamp(max=most_in_pairs(rest.dtype))
+        gain = (largest / (level * total)).clamp(max=torch.finfo(rest.dtype).max).to(rest.dtype)
+        spread = sum_log1p(rest, gain, float(largest.max())).double() + odds.where(~clean, 0.0)
+        jumps = self.vocab_size - 1
+        same = g * others + jumps * k * (g * others - torch.log1p(g * others)) - k * spread
+        moved = -g * own - jumps * (lost + log_level) + (1 + g) * torch.log1p(g) - spread - g * (log_level + odds)
+        return unit * torch.where(clean, same, moved)
