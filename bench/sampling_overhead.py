@@ -17,14 +17,14 @@ from unmask.samplers.ancestral import Ancestral
 
 
 class FixedLogits(nn.Module):
-    """A network whose hidden states are a fixed table of logits (b, l, v)."""
+    """A network whose hidden states are a fixed table of logits (b, l, v); of fewer rows, its first ones."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         self.head, self.table = nn.Identity(), table
 
     def forward(self, tokens: Tensor, t: Tensor, **_: Any) -> Tensor:
-        return self.table
+        return self.table[: len(tokens)]
 
 
 def ancestral(net: nn.Module, size: tuple[int, int, int], num_steps: int, seed: int = 0) -> Tensor:

@@ -53,6 +53,10 @@ class Deferred(SiteLaw):
         law, rows = self._part(where)
         return law.log_probs(where if where is None or rows is None else where[rows])
 
+    def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
+        law, rows = self._part(where)
+        return law.log_weights(where if rows is None else where[rows])
+
     def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         law, rows = self._part(where, at_once=True)
         return law.sample_at(where, rng) if rows is None else law.sample_at(where[rows], rng.take(rows))

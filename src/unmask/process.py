@@ -64,8 +64,8 @@ class DiscreteProcess(Process):
         return self.marginal(uniform, torch.tensor(1.0, dtype=torch.float64))
 
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
-        log_probs = self.prior_probs.log().expand(*shape, self.vocab_size)
-        return draw_categorical(log_probs, rng.fold(_DRAW).uniform(shape))
+        u = rng.fold(_DRAW).uniform(shape)
+        return draw_repeatedly(self.prior_probs.log(), u.flatten()).reshape(u.shape)
 
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
         tokens = self._uncoupled(x0, x1)
@@ -219,10 +219,6 @@ class Interpolating(DiscreteProcess):
         share its CDF, too."""
         rows = self.mixing(t).to(u.device).reshape(-1, self.vocab_size)  # one law for all sites, a row, or a site
         return draw_repeatedly(rows.log(), u.reshape(len(rows), -1)).reshape(u.shape)
-
-    def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
-        u = rng.fold(_DRAW).uniform(shape)
-        return draw_repeatedly(self.prior_probs.log(), u.flatten()).reshape(u.shape)
 
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
         """Each token is kept with probability alpha_t, else drawn from pi_t; no (b, *s, v) tensor is made."""

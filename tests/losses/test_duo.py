@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -89,3 +91,27 @@ def test_the_curriculum_ends_at_the_bound_and_refuses_zero() -> None:
     assert not loss.bound
     with pytest.raises(ValueError, match="NELBO"):
         loss.at(1.0)
+
+
+def test_a_window_holds_all_times() -> None:
+    """Windows that split [0, 1] share the whole loss between them, and a narrow one is the rate at its time."""
+    x0 = (Rng(5).uniform((4000, 2)) * 8).long()
+    denoiser, edges = model(0, length=2), (0.0, 0.3, 1.0)
+
+    def mean(window: tuple[float, float]) -> tuple[float, float]:
+        values = DuoCurriculum(process=PROCESS, temperature=0.3, window=window)(denoiser, x0, Rng(2)).detach()
+        return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+    parts = [(b - a) * mean((a, b))[0] for a, b in itertools.pairwise(edges)]
+    whole, error = mean((0.0, 1.0))
+    assert abs(sum(parts) - whole) < 5.3 * 2**0.5 * error
+
+    loss = DuoCurriculum(process=PROCESS, temperature=1e-6, window=(0.4, 0.4 + 1e-9))
+    from unmask.losses.duo import _NOISE
+
+    t = time(0.4).expand(len(x0))
+    xt = loss.latents(x0, t, Rng(2).fold(_NOISE)).argmax(-1)
+    exact = PROCESS.nelbo_rate(denoiser(xt, t), x0, xt, t).sum(1)
+    torch.testing.assert_close(loss(denoiser, x0, Rng(2)), exact, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ValueError, match="window"):
+        DuoCurriculum(process=PROCESS, window=(0.5, 0.5))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,9 +11,8 @@ import torch
 from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from unmask.ops import draw_repeatedly, expand_time
-from unmask.process import _DRAW, DiscreteProcess
-from unmask.rng import Rng
+from unmask.ops import expand_time
+from unmask.process import DiscreteProcess
 from unmask.schedule import Schedule
 from unmask.schedules.linear import Linear
 
@@ -280,10 +278,6 @@ class KernelProcess(DiscreteProcess):
             return torch.zeros(*xt.shape, self.vocab_size, dtype=torch.float64, device=xt.device)
         kernels, group = self._grouped(s, t)
         return kernels[group, :, xt.flatten()].reshape(*xt.shape, self.vocab_size)
-
-    def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
-        u = rng.fold(_DRAW).uniform(shape)
-        return draw_repeatedly(self.prior_probs.log(), u.flatten()).reshape(u.shape)
 
 
 @dataclass(frozen=True, kw_only=True)

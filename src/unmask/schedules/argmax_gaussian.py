@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 _NODES = torch.linspace(-40.0, 12.0, 1041, dtype=torch.float64)  # the trapezoidal rule is spectrally accurate here
-_NEWTON_STEPS = 6
+_NEWTON_STEPS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,12 @@ class ArgmaxTransform:
 
     def alpha(self, ratio: Float64[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
         """The signal level of the uniform noise at ratios r >= 0."""
-        noise, signal = self._noise_and_signal(ratio)
+        noise, signal, _ = self._integrals(ratio)
         return torch.where(noise < 0.5, 1 - noise, signal)
 
     def noise(self, ratio: Float64[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
         """1 - alpha at ratios r >= 0."""
-        noise, signal = self._noise_and_signal(ratio)
+        noise, signal, _ = self._integrals(ratio)
         return torch.where(noise < 0.5, noise, 1 - signal)
 
     def ratio(self, alpha: Float64[Tensor, "*s"], noise: Float64[Tensor, "*s"]) -> Float64[Tensor, "*s"]:
@@ -61,8 +61,7 @@ class ArgmaxTransform:
         high, low = grid[above - 1], grid[above]  # the table ascends in noise, hence descends in r
         ratio = (low + high) / 2
         for _ in range(_NEWTON_STEPS):
-            found_noise, found_signal = self._noise_and_signal(ratio)
-            slope = self._slope(ratio)
+            found_noise, found_signal, slope = self._integrals(ratio)
             by_noise = ratio + found_noise / slope * torch.log(found_noise / noise)
             step = torch.where(noise < 0.5, by_noise, ratio + (alpha - found_signal) / slope)
             ratio = step.clamp(min=low, max=high)
@@ -74,18 +73,14 @@ class ArgmaxTransform:
         grid = torch.linspace(75.0**0.5, 0.0, 400, dtype=torch.float64) ** 2
         return grid, self.noise(grid)
 
-    def _slope(self, ratio: Tensor) -> Tensor:
-        """d alpha / d r."""
+    def _integrals(self, ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """1 - alpha, alpha and d alpha / d r."""
         u, others = _NODES.to(ratio.device), self.vocab_size - 1
+        scale = self.vocab_size / others * (u[1] - u[0]) / (2 * torch.pi) ** 0.5
         at = u + ratio[..., None]
-        log_density = -(u**2) / 2 - at**2 / 2 + (others - 1) * torch.special.log_ndtr(at)
-        return log_density.exp().sum(-1) * others * (u[1] - u[0]) / (2 * torch.pi) * self.vocab_size / others
-
-    def _noise_and_signal(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        u = _NODES.to(ratio.device)
-        others, scale = self.vocab_size - 1, self.vocab_size / (self.vocab_size - 1)
-        weight = torch.exp(-(u**2) / 2) / (2 * torch.pi) ** 0.5 * (u[1] - u[0]) * scale
-        shifted, still = others * torch.special.log_ndtr(u + ratio[..., None]), others * torch.special.log_ndtr(u)
-        noise = (weight * -torch.expm1(shifted)).sum(-1)
-        signal = (weight * (shifted.exp() - still.exp())).sum(-1)
-        return noise, signal
+        below = torch.special.log_ndtr(at)
+        weight, shifted = scale * torch.exp(-(u**2) / 2), others * below
+        noise = -(torch.expm1(shifted) @ weight)
+        signal = (shifted.exp() - (others * torch.special.log_ndtr(u)).exp()) @ weight
+        density = torch.exp(shifted - below - (u**2 + at**2) / 2) / (2 * torch.pi) ** 0.5
+        return noise, signal, others * scale * density.sum(-1)
