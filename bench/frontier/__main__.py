@@ -15,34 +15,29 @@ from bench.frontier.page import write_page
 from bench.frontier.run import Point, Scale, cached, slug
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS, TEMPERATURES = (8, 16, 32, 64, 128, 256, 512), (1.0, 0.8)
-ALL = 128  # steps for rules that choose their own number of calls
+TEMPERATURES = (1.0, 0.8)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.frontier", description=__doc__)
     parser.add_argument("--page", action="store_true", help="write the page from the points there are")
-    parser.add_argument("--steps", nargs="*", type=int, default=STEPS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    folder, points = ROOT / "runs" / "frontier", []
-    if given.page:
-        points = [cached(path, None) for path in sorted(folder.glob("*.json"))]
-    else:
-        points = run_all(folder, given.steps)
+    folder = ROOT / "runs" / "frontier"
+    points = [cached(path, None) for path in sorted(folder.glob("*.json"))] if given.page else run_all(folder)
     write_page(points, ROOT / "docs")
 
 
-def run_all(folder: Path, steps: list[int]) -> list[Point]:
+def run_all(folder: Path) -> list[Point]:
     """All points, few steps first."""
     scale = Scale()
     told = {"temperature": 1.0, "steps": 0, "calls": 0.0}
     points = [cached(folder / "real.json", lambda: scale.measure(scale.real, method="held-out text", **told))]
-    jobs = [(name, make, n) for n in steps for name, make in methods().items()]
-    jobs += [(name, make, ALL) for name, make in adaptive().items()]
+    entries = methods() | adaptive()
     for temperature in TEMPERATURES:
-        for name, make, n in jobs:
-            path = folder / f"{slug((name, n, temperature))}.json"
+        jobs = [(n, name) for name, e in entries.items() for n in (e.steps if temperature == 1 else e.few)]
+        for n, name in sorted(jobs):
+            path, make = folder / f"{slug((name, n, temperature))}.json", entries[name].make
             points.append(cached(path, lambda n=n, name=name, make=make, t=temperature: scale.run(name, make, n, t)))
             print(points[-1], flush=True)
     return points

@@ -1,4 +1,4 @@
-"""docs/samplers.md and its picture."""
+"""docs/samplers.md and its pictures."""
 
 from __future__ import annotations
 
@@ -24,13 +24,19 @@ python -m bench.laws
 
 *exact* samplers draw the model's law in the limit of many calls, *heuristic* ones do not.
 
-![Total variation by network evaluations](images/laws.png)
+Samplers of masks:
+
+![Total variation by network evaluations, samplers of masks](images/laws-masks.png)
+
+Samplers of uniform noise:
+
+![Total variation by network evaluations, samplers of uniform noise](images/laws-uniform.png)
 """
 Table = dict[tuple[str, bool], dict[str, list[Point]]]
 
 
 def write_page(entries: list[Entry], table: Table, docs: Path, *, floor: float) -> None:
-    """The guide, the tables and the picture."""
+    """The guide, the tables and the pictures."""
     parts = [
         GUIDE.read_text(encoding="utf-8"),
         TEXT.format(samples=f"{NUM_SAMPLES:,}", share=IMPERFECTION, floor=floor),
@@ -38,7 +44,9 @@ def write_page(entries: list[Entry], table: Table, docs: Path, *, floor: float) 
     for (world, imperfect), lines in table.items():
         parts.append(section(world, imperfect, entries, lines))
     (docs / "samplers.md").write_text("\n".join(parts), encoding="utf-8")
-    picture(entries, table, docs / "images" / "laws.png", floor=floor)
+    for family in ("masks", "uniform"):
+        members = [entry for entry in entries if entry.family == family]
+        picture(members, table, docs / "images" / f"laws-{family}.png", floor=floor)
 
 
 def section(world: str, imperfect: bool, entries: list[Entry], lines: dict[str, list[Point]]) -> str:

@@ -14,7 +14,7 @@ from unmask import Rng, sample
 from unmask.oracles.statistics import total_variation
 from unmask.oracles.tiny_joint import TinyJoint, state_index
 
-NUM_SAMPLES = 60_000
+NUM_SAMPLES = 30_000
 IMPERFECTION = 0.25
 
 

@@ -36,7 +36,9 @@ class Tabulated(Denoiser):
 
     def __init__(self, world: TinyJoint, process: DiscreteProcess, *, error: float = 0.0) -> None:
         super().__init__()
-        self.world, self.process, self.error = world, process, error
+        # a sampler may reach canvases that no data lead to, and a network would answer there as well
+        self.world = TinyJoint((world.probs + 1e-9).reshape((world.num_values,) * world.length))
+        self.process, self.error = process, error
         self.states = enumerate_states(process.vocab_size, world.length)
         self.evaluations = 0
         self.noise = Rng(11).normal((len(self.states), world.length, world.num_values))

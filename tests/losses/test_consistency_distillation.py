@@ -85,24 +85,38 @@ def test_rows_and_padding_do_not_matter() -> None:
     torch.testing.assert_close(loss(student, tokens, Rng(0), attention_mask=mask), loss(student, x0, Rng(0)))
 
 
-def four_step_error(world: TinyJoint, denoiser: Denoiser) -> float:
-    law = world.sampler_law(Ancestral(process=PROCESS).transition, denoiser, PROCESS, time_grid(4))
-    return total_variation(law, world.as_states(PROCESS))
+def two_step_error(world: TinyJoint, denoiser: Denoiser) -> float:
+    law = world.sampler_law(Ancestral(process=PROCESS).transition, denoiser, PROCESS, time_grid(2))
+    return float(total_variation(law.detach(), world.as_states(PROCESS)))
+
+
+def taught(world: TinyJoint, seed: int) -> Perceptron:
+    """A network that says what the exact denoiser says."""
+    net, exact = Perceptron(seed), world.denoiser(PROCESS)
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for step in range(1500):
+        t = Rng(step).fold(3).uniform((256,))
+        xt = PROCESS.corrupt(world.sample(256, Rng(step)), t, Rng(step).fold(4))
+        optimizer.zero_grad()
+        (-(exact(xt, t).log_probs().exp() * net(xt, t).log_probs()).sum((1, 2)).mean()).backward()
+        optimizer.step()
+        decay.step()
+    return net
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_students_four_steps_beat_the_teachers(seed: int) -> None:
-    """Three rounds from the exact denoiser, strides 1/16, 1/8, 1/4; the teacher's own error is 0.11, 0.13, 0.18."""
+def test_the_students_two_steps_beat_the_teachers(seed: int) -> None:
+    """Three rounds, strides 1/16, 1/8, 1/4, each from the student before."""
     world = TinyJoint.random(V, LENGTH, seed=seed)
-    teacher: Denoiser = world.denoiser(PROCESS)
-    base, student = four_step_error(world, teacher), Perceptron(seed)
+    student = taught(world, seed)
+    base = two_step_error(world, student)
     for round_ in range(3):
-        loss = ConsistencyDistillation(process=PROCESS, teacher=teacher, stride=2.0**round_ / 16)
-        fit(student.parameters(), loss, student, lambda step: world.sample(128, Rng(step)), steps=300, seed=seed)
-        teacher = copy.deepcopy(student)
-    print(seed, base, four_step_error(world, student))
-    assert four_step_error(world, student) < 0.97 * base
+        loss = ConsistencyDistillation(process=PROCESS, teacher=copy.deepcopy(student), stride=2.0**round_ / 16)
+        fit(student.parameters(), loss, student, lambda step: world.sample(128, Rng(step)), steps=300, seed=round_)
+    print(f"world {seed}: teacher {base:.3f}, student {two_step_error(world, student):.3f}")
+    assert two_step_error(world, student) < 0.95 * base
 
 
 def test_refuses() -> None:
