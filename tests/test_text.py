@@ -6,8 +6,16 @@ import torch
 
 from text_models import ALPHABET, constant_model, tiny_model
 from unmask.errors import UserError
+from unmask.processes.masked import Masked
+from unmask.sampler import Sampler
 from unmask.samplers.ancestral import Ancestral
-from unmask.sampling import SamplingConfig
+from unmask.samplers.remdm import ReMDM, cap
+from unmask.samplers.unmask import Unmask
+from unmask.sampling import SamplingConfig, SamplingOptions
+from unmask.select.left_to_right import left_to_right
+from unmask.select.margin import margin
+from unmask.select.threshold import threshold
+from unmask.select.top_probability import top_probability
 from unmask.text import TextModel
 
 
@@ -118,6 +126,38 @@ def test_a_sampler_of_ones_own_is_used(model: TextModel) -> None:
     assert model.generate(length=9, sampler=greedy) == model.generate(length=9, temperature=0.0)
     with pytest.raises(UserError, match="belong in it"):
         model.generate(length=9, sampler=greedy, temperature=0.5)
+
+
+def test_strategies_are_the_samplers_of_that_name(model: TextModel) -> None:
+    process = model.checkpoint.process
+    assert isinstance(process, Masked)
+    cases: list[tuple[SamplingOptions, Sampler]] = [
+        ({"order": "margin"}, Unmask(process=process, order=margin())),
+        ({"order": "left-to-right", "temperature": 0.5}, Unmask(process=process, order=left_to_right, temperature=0.5)),
+        ({"threshold": 0.05}, Unmask(process=process, order=top_probability(), quota=threshold(0.05))),
+        ({"remask": 0.1, "top_k": 5}, ReMDM(process=process, sigma=cap(0.1), top_k=5)),
+    ]
+    for options, sampler in cases:
+        same = model.generate(length=12, num_steps=12, sampler=sampler)
+        assert model.generate(length=12, num_steps=12, **options) == same
+        assert model.generate(length=12, num_steps=12) != same
+    one_by_one = [int(step.newly_set.sum()) for step in model.stream(length=12, order="entropy", num_steps=12)]  # type: ignore[union-attr]
+    assert sum(one_by_one) == 12
+    canvas = model.canvas("", length=20)
+    assert model.num_steps(canvas, SamplingConfig(threshold=0.9)) == 20
+
+
+def test_strategies_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(UserError, match="order='best', wanted one of random, left-to-right"):
+        SamplingConfig(order="best")
+    with pytest.raises(UserError, match="threshold=0"):
+        SamplingConfig(threshold=0.0)
+    with pytest.raises(UserError, match="leave one of them out"):
+        SamplingConfig(order="margin", remask=0.1)
+    with pytest.raises(UserError, match="do not go with an order"):
+        SamplingConfig(threshold=0.9, top_p=0.9)
+    with pytest.raises(UserError, match="no order, threshold or remask"):
+        tiny_model(causal=True).generate(length=4, order="margin")
 
 
 def test_blocks_are_filled_from_left_to_right(model: TextModel) -> None:

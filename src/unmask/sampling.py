@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from unmask.denoiser import Denoiser
 from unmask.errors import UserError
 from unmask.law import Law, SiteLaw, State
 from unmask.sampler import Sampler
+from unmask.select import OrderName
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -25,6 +26,9 @@ class SamplingOptions(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     block_size: int | None
+    order: str | None
+    threshold: float | None
+    remask: float | None
     regex: str | None
     json_schema: str | None
     sampler: Sampler | None
@@ -42,9 +46,14 @@ class SamplingConfig:
         top_k, top_p: keep the k most probable tokens, or the fewest whose probabilities sum to top_p.
         block_size: fill blocks of this many sites from left to right, sharing out the steps; None: the whole canvas at
             once.
+        order: reveal the schedule's number of sites in a planned order (`Unmask`): "random", "left-to-right",
+            "top-probability", "margin" or "entropy". None: each site on its own (`Ancestral`).
+        threshold: reveal all sites whose most probable token has at least this probability, and one at least, in the
+            order given ("top-probability" by default); one step per site is allowed, few are needed.
+        remask: take back each decoded token with at most this probability in a step, to decide it anew (`ReMDM`).
         regex: the new tokens spell a match of this regular expression (infilling: the whole text does).
         json_schema: likewise a JSON text that fits this schema, itself given as JSON text.
-        sampler: any other `Sampler` of the model's process, instead of the temperature and the filters.
+        sampler: any other `Sampler` of the model's process, instead of the temperature, the filters and the strategy.
 
     Raises:
         UserError: a value outside its range.
@@ -56,6 +65,9 @@ class SamplingConfig:
     top_k: int | None = None
     top_p: float | None = None
     block_size: int | None = None
+    order: str | None = None
+    threshold: float | None = None
+    remask: float | None = None
     regex: str | None = None
     json_schema: str | None = None
     sampler: Sampler | None = None
@@ -75,8 +87,29 @@ class SamplingConfig:
             raise UserError(f"sampling: block_size={self.block_size}, wanted at least 1")
         if self.regex is not None and self.json_schema is not None:
             raise UserError("sampling: both a regex and a json_schema were given, wanted one of them")
-        if self.sampler is not None and (self.temperature, self.top_k, self.top_p) != (1.0, None, None):
-            raise UserError("sampling: a sampler was given, so temperature, top_k and top_p belong in it")
+        self._check_strategy()
+
+    @property
+    def planned(self) -> bool:
+        """Whether an order or a threshold was named."""
+        return self.order is not None or self.threshold is not None
+
+    def _check_strategy(self) -> None:
+        if self.order not in (None, *get_args(OrderName)):
+            raise UserError(f"sampling: order={self.order!r}, wanted one of {', '.join(get_args(OrderName))}")
+        for name in ("threshold", "remask"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"sampling: {name}={value}, wanted a probability above 0 and at most 1")
+        if self.planned and self.remask is not None:
+            raise UserError("sampling: remask reveals in no order and by no threshold; leave one of them out")
+        if self.planned and (self.top_k is not None or self.top_p is not None):
+            raise UserError("sampling: top_k and top_p do not go with an order or a threshold; use the temperature")
+        settings = (self.temperature, self.top_k, self.top_p, self.order, self.threshold, self.remask)
+        if self.sampler is not None and settings != (1.0, None, None, None, None, None):
+            raise UserError(
+                "sampling: a sampler was given, so temperature, top_k, top_p, order, threshold and remask belong in it"
+            )
 
 
 class Without(Denoiser):

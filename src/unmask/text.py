@@ -23,9 +23,9 @@ from unmask.languages.automaton import json_schema, regex
 from unmask.languages.language import Language
 from unmask.loops import Step, open_blocks, sample_blocks, start, time_grid, trajectory
 from unmask.rng import Rng
-from unmask.samplers.ancestral import Ancestral
 from unmask.sampling import SamplingConfig, SamplingOptions, Without
 from unmask.scoring import Scores, score_documents
+from unmask.strategies import make_sampler
 
 _GAPS = 1
 SHIPPED_MODEL = "assets/models/shakespeare-masked"
@@ -211,12 +211,7 @@ class TextModel:
         canvas = canvas.to(self.device)
         rows = torch.arange(first_sample, first_sample + len(canvas.tokens), device=self.device)
         rng = Rng(config.seed).rows(rows)
-        sampler = config.sampler or Ancestral(
-            process=self.checkpoint.process,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
+        sampler = make_sampler(self.checkpoint.process, config)
         cond = {} if canvas.attention_mask is None else {"attention_mask": canvas.attention_mask}
         language = self._language(config, ends=may_end)
         if language is not None:
@@ -265,8 +260,11 @@ class TextModel:
     def _plan(self, canvas: Canvas, config: SamplingConfig) -> tuple[int, int | None]:
         """(steps per block, block size): of the whole canvas when the block size is None."""
         if self.autoregressive:
+            if config.planned or config.remask is not None:
+                raise UserError("sampling: an autoregressive model writes left to right: no order, threshold or remask")
             return 1, 1
-        num_steps = config.num_steps or min(canvas.longest_fill, 64)
+        most = canvas.longest_fill if config.threshold is not None else 64
+        num_steps = config.num_steps or min(canvas.longest_fill, most)
         if config.block_size is None:
             return num_steps, None
         return math.ceil(num_steps * min(1.0, config.block_size / canvas.longest_fill)), config.block_size

@@ -120,7 +120,8 @@ def _write_page(filling: Filling, part: Canvas, steps: list[Step]) -> None:
     config = filling.config
     facts: dict[str, object] = {"model": filling.model_name, "steps": len(steps), "seed": config.seed}
     facts |= {"temperature": config.temperature}
-    facts |= {name: getattr(config, name) for name in ("top_k", "top_p") if getattr(config, name) is not None}
+    told = ("top_k", "top_p", "order", "threshold", "remask")
+    facts |= {name: getattr(config, name) for name in told if getattr(config, name) is not None}
     trace = record(steps, filling.model.tokenizer, attention_mask=part.attention_mask)
     write_page(filling.html, trace, title="Denoising, step by step", facts=facts)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unmask.cli.console import check_writable, load_model, model_name, parse, schema_text
+from unmask.select import OrderName
 
 EXAMPLES = (
     "unmask generate",
@@ -42,6 +43,12 @@ class Generate:
     """Draw among the fewest tokens whose probabilities sum to this."""
     block_size: int | None = None
     """Fill blocks of this many tokens from left to right instead of all positions at once."""
+    order: OrderName | None = None
+    """Reveal tokens in this order instead of at random, each on its own."""
+    threshold: float | None = None
+    """Reveal all tokens whose probability is at least this, and one at least: as few steps as the text allows."""
+    remask: float | None = None
+    """Take back each decoded token with at most this probability in a step, to decide it anew (with more steps)."""
     regex: str | None = None
     """The new text has to match this regular expression."""
     json_schema: str | None = None
@@ -72,6 +79,9 @@ def main(argv: Sequence[str]) -> None:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        order=options.order,
+        threshold=options.threshold,
+        remask=options.remask,
         regex=options.regex,
         json_schema=schema_text(options.json_schema),
         block_size=options.block_size,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tyro
 
 from unmask.cli.console import check_writable, load_model, model_name, parse, schema_text
+from unmask.select import OrderName
 
 EXAMPLES = (
     'unmask infill "The [[8]] sat on [[1-20]]."',
@@ -38,6 +39,12 @@ class Infill:
     """Draw among the k most probable tokens only."""
     top_p: float | None = None
     """Draw among the fewest tokens whose probabilities sum to this."""
+    order: OrderName | None = None
+    """Reveal tokens in this order instead of at random, each on its own."""
+    threshold: float | None = None
+    """Reveal all tokens whose probability is at least this, and one at least: as few steps as the text allows."""
+    remask: float | None = None
+    """Take back each decoded token with at most this probability in a step, to decide it anew (with more steps)."""
     regex: str | None = None
     """The filled text has to match this regular expression."""
     json_schema: str | None = None
@@ -69,6 +76,9 @@ def main(argv: Sequence[str]) -> None:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        order=options.order,
+        threshold=options.threshold,
+        remask=options.remask,
         regex=options.regex,
         json_schema=schema_text(options.json_schema),
     )
