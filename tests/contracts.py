@@ -162,6 +162,7 @@ class DiscreteProcessContract:
         where = Rng(5).uniform(xt.shape) < 0.4
         rates, bound = process.reverse_rates(law, xt, tt), process.nelbo_rate(law, x0, xt, tt)
         torch.testing.assert_close(process.reverse_rates(law, xt, tt, where), rates[where])
+        torch.testing.assert_close(process.reverse_total(law, xt, tt, where), rates[where].sum(-1))
         torch.testing.assert_close(process.nelbo_rate(law, x0, xt, tt, where), bound.where(where, 0.0))
         torch.testing.assert_close(
             process.nelbo_rate(Elsewhere(law, where), x0, xt, tt, where), bound.where(where, 0.0)

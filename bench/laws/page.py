@@ -97,6 +97,6 @@ def picture(entries: list[Entry], table: Table, path: Path, *, floor: float) -> 
         row[0].set_ylabel("total variation to the data")
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncol=4, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.05 + 0.018 * -(-len(entries) // 4), 1, 1))
+    figure.tight_layout(rect=(0, 0.03 + 0.016 * -(-len(entries) // 4), 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -125,6 +125,12 @@ class DiscreteProcess(Process):
         tt = expand_time(t, xt).expand(xt.shape)
         return self._reverse_rates(p0, xt, tt) if where is None else self._reverse_rates(p0, xt[where], tt[where])
 
+    def reverse_total(
+        self, law: Law, xt: Int64[Tensor, "b *s"], t: Tensor, where: Bool[Tensor, "b *s"]
+    ) -> Float[Tensor, " n"]:
+        """The rate at which the reversed process leaves x_t, the sum of `reverse_rates`, at the n sites of `where`."""
+        return map_sites(lambda part: self.reverse_rates(law, xt, t, part).sum(-1), where, self.vocab_size)
+
     def _reverse_rates(self, p0: Tensor, xt: Tensor, t: Tensor) -> Tensor:
         rates = self._rates_into(xt, t) * self.marginal(self._over_likelihood(p0, xt, t), t)
         return rates.scatter(-1, xt[..., None], 0.0)

@@ -109,6 +109,15 @@ class Uniform(Interpolating):
         level = 1 - (1 - k) * p.gather(-1, x[..., None])
         return (unit * (level + g * p)).scatter(-1, x[..., None], 0.0)
 
+    def reverse_total(
+        self, law: Law, xt: Int64[Tensor, "b *s"], t: Tensor, where: Bool[Tensor, "b *s"]
+    ) -> Float[Tensor, " n"]:
+        """The forward rate of a jump times (v - 1) (1 - (1 - k) p[x_t]) + g (1 - p[x_t]): only p[x_t] is asked for."""
+        own = self._sites(law, "reverse_total").token_log_prob(xt, where).double()
+        g, k, unit = self._scales(expand_time(t, xt).expand(xt.shape)[where])
+        others = -torch.expm1(own)
+        return unit * ((self.vocab_size - 1) * (others + k * own.exp()) + g * others)
+
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """g, k and the forward rate of each jump, at times t."""
         alpha, noise = self.schedule.alpha(t), self.schedule.noise(t)
