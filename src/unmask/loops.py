@@ -122,7 +122,7 @@ def _steps(
     **cond: Any,
 ) -> Iterator[Step]:
     counted, begun = _Counted(denoiser), time.perf_counter()
-    rng, editable = _respect_padding(x, rng, editable, cond.get("attention_mask"))
+    rng, editable = respect_padding(x, rng, editable, cond.get("attention_mask"))
     carry, site = sampler.init(x), _first(x)
     for index, (t, s) in enumerate(itertools.pairwise(times.tolist())):
         with torch.no_grad():  # never across the yield: the caller's gradient mode is its own
@@ -130,7 +130,7 @@ def _steps(
             s_row = torch.full((len(site),), s, dtype=torch.float64, device=site.device)
             step_rng = rng.fold(_STEP, index)
             proposed, carry = sampler.step(counted, x, t_row, s_row, carry, step_rng, editable=editable, **cond)
-            after = _keep_fixed(x, proposed, editable)
+            after = keep_fixed(x, proposed, editable)
             newly_set, remasked = _changes(x, after, carry.remasked)
             commit = _only_where(newly_set, carry.commit_log_prob)
         x = after
@@ -171,7 +171,7 @@ def sample(
         or (isinstance(canvas, dict) and all(isinstance(v, Tensor) for v in canvas.values())),
     )
     if is_state:  # padding of the canvas is kept as it came, and moves no draw of the prior
-        keyed, editable = _respect_padding(canvas, rng, editable, cond.get("attention_mask"))
+        keyed, editable = respect_padding(canvas, rng, editable, cond.get("attention_mask"))
     x = start(sampler, canvas, keyed, editable)
     for event in trajectory(sampler, denoiser, x, time_grid(num_steps), rng=rng, editable=editable, **cond):
         x = event.canvas
@@ -254,11 +254,11 @@ def start(sampler: Sampler, canvas: Any, rng: Rng, editable: State | None = None
         return noise if editable is None else torch.where(_tensor(editable), noise, canvas)
     if isinstance(canvas, dict) and all(isinstance(v, Tensor) for v in canvas.values()):
         drawn = sampler.prior({k: v.shape for k, v in canvas.items()}, rng.fold(_PRIOR))
-        return drawn if editable is None else _keep_fixed(canvas, drawn, editable)
+        return drawn if editable is None else keep_fixed(canvas, drawn, editable)
     return sampler.prior(canvas, rng.fold(_PRIOR))
 
 
-def _keep_fixed(before: State, after: State, editable: State | None) -> State:
+def keep_fixed(before: State, after: State, editable: State | None) -> State:
     if editable is None:
         return after
     if isinstance(before, dict):
@@ -293,7 +293,7 @@ def _changes(before: State, after: State, reported: State | None) -> tuple[State
     return changed & ~remasked, remasked
 
 
-def _respect_padding(
+def respect_padding(
     x: State, rng: Rng, editable: State | None, attention_mask: Tensor | None
 ) -> tuple[Rng, State | None]:
     """Padding is never edited, and draws are keyed by the position among real tokens.

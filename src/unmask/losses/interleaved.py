@@ -1,0 +1,102 @@
+"""The objective of interleaved Gibbs diffusion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from unmask.denoiser import Denoiser
+from unmask.denoisers.interleaved import InterleavedDenoiser
+from unmask.law import State
+from unmask.loss import Loss, require
+from unmask.ops import low_discrepancy_uniforms
+from unmask.processes.interleaved import TOKENS, VALUES, Interleaved
+from unmask.rng import Rng
+
+_STEP, _NOISE, _SYMBOL, _TOKEN, _INSIDE, _VALUE, _GIVEN, _SHARE = 1, 2, 3, 4, 5, 6, 7, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterleavedLoss(Loss):
+    """One random visit of each row: is the token it left signal or noise, or which number was there before?
+
+        tokens:   log(1 + exp(-/+ f)) for signal / noise, f the log-odds given to the token that the visit left;
+        numbers:  (y_0 - mean)^2 / 2, from y_u with u ~ U(0, 1).
+
+    Each has its minimum at the exact conditional (its mean, for numbers). No bound of a likelihood.
+
+    Args:
+        process: the noise.
+        given_share: with s ~ U(0, given_share) for each row, every element is given with probability s: it stays clean,
+            is not visited, and the network is told. 0: nothing is ever given.
+
+    Raises:
+        ValueError: for a share outside [0, 1].
+
+    References:
+        Anil et al., "Interleaved Gibbs diffusion for constrained generation", 2025, arXiv:2502.13450.
+    """
+
+    process: Interleaved
+    given_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self, self.process, Interleaved, "it looks at single visits")
+        if not 0 <= self.given_share <= 1:
+            raise ValueError(f"InterleavedLoss: given_share={self.given_share}, wanted a share in [0, 1]")
+
+    def __call__(
+        self,
+        denoiser: Denoiser,
+        x0: State,
+        rng: Rng,
+        *,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+        **cond: Any,
+    ) -> Float[Tensor, " b"]:
+        if not isinstance(denoiser, InterleavedDenoiser):
+            raise TypeError(f"InterleavedLoss: met a {type(denoiser).__name__}, wanted an InterleavedDenoiser")
+        if attention_mask is not None:
+            raise ValueError(
+                "InterleavedLoss: met an attention_mask, but all rows must have the same elements; omit it"
+            )
+        process, x = self.process, self.process.columns(x0, "InterleavedLoss")
+        rows = rng.row_indices(len(x[TOKENS])).to(x[TOKENS].device)
+        uniforms = low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows)
+        before = (uniforms * process.num_steps(x)).long().clamp(max=process.num_steps(x) - 1)
+        visited, given = process.visited(before + 1, x), self._given(x, rng)
+        noisy = process.corrupt_steps(x, before, rng.fold(_NOISE), given)
+        seen, u, is_signal = self._visit(noisy, visited, rng)
+        time = (before + 1).double() / process.num_steps(x)
+        _, _, logits, means = denoiser.outputs(seen, time, u=u, given=given, **cond)
+        odds = logits.gather(2, seen[TOKENS][..., None]).squeeze(2).double() + process.tokens.log_signal_odds
+        nats = torch.nn.functional.softplus(torch.where(is_signal[:, None], -odds, odds))
+        error = (noisy[VALUES].double() - means.double()).square() / 2
+        per_element = torch.cat([nats, error], 1)
+        return per_element.where(visited & ~given, 0.0).sum(1)
+
+    def _given(self, x: dict[str, Tensor], rng: Rng) -> Bool[Tensor, "b n"]:
+        shape = (len(x[TOKENS]), x[TOKENS].shape[1] + x[VALUES].shape[1])
+        share = self.given_share * rng.fold(_SHARE).uniform(shape[:1], x[TOKENS].device)
+        return rng.fold(_GIVEN).uniform(shape, x[TOKENS].device) < share[:, None]
+
+    def _visit(
+        self, x: dict[str, Tensor], visited: Bool[Tensor, "b n"], rng: Rng
+    ) -> tuple[dict[str, Tensor], Float[Tensor, " b"], Bool[Tensor, " b"]]:
+        """(x with the visit made, or part u of it to a number, u, whether a token would be signal)."""
+        tokens, values, noise = x[TOKENS], x[VALUES], self.process.tokens
+        rows, length = (len(tokens),), tokens.shape[1]
+        is_signal = rng.fold(_SYMBOL).uniform(rows, tokens.device) < noise.keep
+        other = (rng.fold(_TOKEN).uniform(rows, tokens.device) * noise.vocab_size).long()
+        u = 1 - rng.fold(_INSIDE).uniform(rows, tokens.device)  # in (0, 1]
+        left = self.process.retention ** u[:, None]
+        moved = left * values + (1 - left**2).sqrt() * rng.fold(_VALUE).normal(values.shape, values.device)
+        seen = {
+            TOKENS: tokens.where(~visited[:, :length] | is_signal[:, None], other[:, None]),
+            VALUES: values.where(~visited[:, length:], moved.to(values.dtype)),
+        }
+        return seen, u, is_signal
