@@ -82,7 +82,7 @@ def test_the_planner_sees_a_draft_without_masks_and_the_model_is_not_trained() -
 
     class Watching(Table):
         def forward(self, xt: Tensor, t: Tensor, **cond: Any) -> Categorical:  # type: ignore[override]
-            seen.append(xt)
+            seen.extend([xt, t])
             return Categorical.from_logits(torch.nn.functional.one_hot(xt % 2, 2) * self.logits.sum())
 
     process, planner = Masked(vocab_size=12, mask_id=11), Watching()
@@ -92,6 +92,10 @@ def test_the_planner_sees_a_draft_without_masks_and_the_model_is_not_trained() -
     assert head.weight.grad is None
     assert bool((seen[0] != 11).all())
     assert not torch.equal(seen[0], x0)
+    given, told = head.last
+    assert torch.equal(told, seen[1])
+    share = (given == 11).double().mean(1)
+    assert float(torch.corrcoef(torch.stack([share, told]))[0, 1]) > 0.6, "both know how much is masked"
 
 
 def test_rows_and_padding_change_nothing() -> None:

@@ -57,6 +57,7 @@ class Halves(Denoiser):
 
 
 class Planned(SamplerContract):
+    num_steps = 4
     judge: Judge
     eta = 1.0
 
@@ -73,7 +74,7 @@ class TestHidden(Planned):
     def test_empirical_law_is_the_recursion_law(self) -> None:
         sampler, _, denoiser = self.model()
         exact = output_law(sampler, denoiser, 3, time_grid(self.num_steps))
-        drawn = sample(sampler, denoiser, (50_000, 3), num_steps=self.num_steps, rng=Rng(1))
+        drawn = sample(sampler, denoiser, (20_000, 3), num_steps=self.num_steps, rng=Rng(1))
         assert isinstance(drawn, Tensor)
         assert chi_square(state_index(drawn, 4).bincount(minlength=64), exact) > FALSE_ALARM
 
@@ -161,7 +162,7 @@ def test_many_tokens_are_judged_batch_by_batch(monkeypatch: pytest.MonkeyPatch) 
         return list(trajectory(sampler, Lookup(world, 5), PROCESS.prior((9, 5), Rng(0)), time_grid(8), rng=Rng(1)))
 
     whole = run()
-    monkeypatch.setattr(path_planning, "_CANVASES", 4)
+    monkeypatch.setattr(path_planning, "_TOKENS", 20)
     parts = run()
     assert all(torch.equal(one.canvas, two.canvas) for one, two in zip(whole, parts, strict=True))
     assert parts[-1].network_calls > 2 * whole[-1].network_calls
@@ -286,7 +287,7 @@ def test_other_planners_gain_as_well(seed: int) -> None:
         ("external", external(noisy, t=0.2)),
     ):
         sampler = PathPlanning(process=CODE_PROCESS, judge=judge)
-        drawn = sample(sampler, denoiser, (2000, 5), num_steps=10, rng=Rng(seed))
+        drawn = sample(sampler, denoiser, (1000, 5), num_steps=10, rng=Rng(seed))
         assert isinstance(drawn, Tensor)
         wrong = float(off[state_index(drawn, 3)].double().mean())
         print(f"seed {seed}: {name} planner {wrong:.3f} off the words, ancestral {float(plain[off].sum()):.3f}")
@@ -307,7 +308,7 @@ class Table(Denoiser):
 def trained_planner(world: TinyJoint, denoiser: Denoiser, seed: int) -> Table:
     planner, loss = Table(), PathPlannerLoss(process=CODE_PROCESS, model=denoiser)
     optimizer = torch.optim.Adam(planner.parameters(), lr=0.1)
-    for step in range(60):
+    for step in range(40):
         x0 = world.sample(512, Rng(seed).fold(step))
         optimizer.zero_grad()
         loss(planner, x0, Rng(seed).fold(step, 1)).mean().backward()

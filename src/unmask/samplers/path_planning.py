@@ -24,7 +24,7 @@ from unmask.samplers.unmask import Candidates, Order
 from unmask.select.top_probability import log_confidence
 
 _VALUES = 3  # the stream of `Unmask`, which this sampler is for eta = 0
-_CANVASES = 256  # of a batch: bounds the memory, not the value
+_TOKENS = 1 << 18  # of a batch of canvases: bounds the memory, not the value
 _ROUNDING = 1e-6  # by which a log-probability may be above 0
 
 
@@ -78,10 +78,10 @@ def own_probability(draft: Draft) -> Float[Tensor, " n"]:
 def hidden_probability(draft: Draft) -> Float[Tensor, " n"]:
     """Self-planning of any denoiser of masks: log p(x_0^i = x_t^i | x_t with a mask at i).
 
-    It asks about as many canvases as there are tokens to judge, 256 of them in a call.
+    It asks about as many canvases as there are tokens to judge, 2^18 tokens of them in a call.
     """
     sites = draft.decoded.flatten().nonzero().squeeze(1)
-    return torch.cat([_hidden(draft, some) for some in sites.split(_CANVASES)])
+    return torch.cat([_hidden(draft, some) for some in sites.split(max(1, _TOKENS // draft.x[0].numel()))])
 
 
 def _hidden(draft: Draft, sites: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
