@@ -13,7 +13,17 @@ import torch
 
 from bench.measure import Row, machine
 
-COMPARISONS = ("sampling_overhead", "calls", "training", "generate", "startup", "processes", "rules", "filters")
+COMPARISONS = (
+    "sampling_overhead",
+    "calls",
+    "training",
+    "generate",
+    "startup",
+    "processes",
+    "rules",
+    "solvers",
+    "filters",
+)
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "performance.md"
 HEAD = ("target", "what", "measured", "wanted", "", "figures")
 
@@ -40,6 +50,8 @@ What the rows mean:
    benchmark of its own, `python bench/likelihood.py`.)
 6. Start-up.
 7. Planned unmasking: a whole step over the network and the head at the masks that it looks at.
+8. As 1, of other samplers, over the fastest exact peer: masked noise, where values are needed at few positions, and
+   uniform noise, which has rates everywhere.
 9. Top-p against sorting every position.
 10. Corruption and the value of one loss, without gradients, of every process against the masked one around the same
     network. Masked noise needs the head at the masked half of the sites; noise that may put any token anywhere needs

@@ -37,11 +37,11 @@ class Entry:
 
     make: Make
     steps: tuple[int, ...] = (8, 16, 32, 64, 128)
-    few: tuple[int, ...] = (16, 64, 128)
+    few: tuple[int, ...] = (16, 64)
 
 
-PAST = (8, 16, 32, 64, 128, 256, 512)  # a sample has 128 tokens: more steps than those
-PAST_FEW = (16, 64, 128, 512)
+PAST = (8, 16, 32, 64, 128, 256)  # a sample has 128 tokens: more steps than those
+PAST_FEW = (16, 64, 256)
 
 
 def methods() -> dict[str, Entry]:

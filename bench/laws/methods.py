@@ -11,9 +11,19 @@ from unmask.processes.masked import Masked
 from unmask.processes.multi_mask import MultiMask
 from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
+from unmask.samplers.euler import Euler
+from unmask.samplers.first_hitting import FirstHitting
+from unmask.samplers.maskgit import MaskGIT
+from unmask.samplers.path_planning import PathPlanning
+from unmask.samplers.planned_denoising import PlannedDenoising
 from unmask.samplers.rdm import Routed, RoutedTopK
 from unmask.samplers.rehash import Rehash
+from unmask.samplers.remdm import ReMDM, Window, most, rescale
+from unmask.samplers.tau_leaping import TauLeaping
+from unmask.samplers.theta_rk2 import ThetaRK2
+from unmask.samplers.theta_trapezoidal import ThetaTrapezoidal
 from unmask.samplers.unmask import Unmask, per_step
+from unmask.select.dilated import dilated
 from unmask.select.entropy import entropy
 from unmask.select.entropy_bound import entropy_bound
 from unmask.select.left_to_right import left_to_right
@@ -33,7 +43,7 @@ class Entry:
 
     Args:
         name: what the line is called.
-        family: "masks" or "uniform": a panel of the picture.
+        family: "masks" or "uniform": its picture.
         process: the noise.
         make: number of steps -> the sampler.
         exact: whether it draws the model's law in the limit of many calls.
@@ -45,7 +55,7 @@ class Entry:
     process: DiscreteProcess
     make: Callable[[int], Sampler]
     exact: bool
-    steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    steps: tuple[int, ...] = (1, 2, 4, 8, 16)
 
 
 def entries() -> list[Entry]:
@@ -63,6 +73,7 @@ def unmasking() -> list[Entry]:
         "top probability": top_probability(),
         "margin": margin(),
         "entropy": entropy(),
+        "dilated": dilated(block_size=LENGTH),
     }
     planned = [
         entry(
@@ -75,6 +86,20 @@ def unmasking() -> list[Entry]:
     ]
     return [
         entry("ancestral", lambda n: Ancestral(process=MASKED), exact=True),
+        entry("first hitting", lambda n: FirstHitting(process=MASKED), exact=True, steps=(4,)),
+        entry(
+            "first hitting, two at a time", lambda n: FirstHitting(process=MASKED, parallel=2), exact=False, steps=(2,)
+        ),
+        entry("ReMDM, rescale 0.5", lambda n: ReMDM(process=MASKED, sigma=rescale(0.5)), exact=True),
+        entry("ReMDM, most", lambda n: ReMDM(process=MASKED, sigma=most), exact=True),
+        entry(
+            "ReMDM, loop",
+            lambda n: ReMDM(process=MASKED, sigma=rescale(0.5), window=Window()),
+            exact=True,
+            steps=(8, 16),
+        ),
+        entry("Euler", lambda n: Euler(process=MASKED), exact=True),
+        entry("theta-trapezoidal", lambda n: ThetaTrapezoidal(process=MASKED), exact=True),
         *planned,
         *(
             entry(
@@ -94,6 +119,9 @@ def unmasking() -> list[Entry]:
             )
             for gamma in (0.1, 0.5)
         ),
+        entry("MaskGIT", lambda n: MaskGIT(process=MASKED), exact=False, steps=(1, 2, 4)),
+        entry("path planning, eta 1", lambda n: PathPlanning(process=MASKED), exact=False),
+        entry("path planning, eta 0.5", lambda n: PathPlanning(process=MASKED, eta=0.5), exact=False),
         entry("routed, top k", lambda n: RoutedTopK(process=MASKED), exact=False),
         Entry(
             name="rehash, two masks",
@@ -111,6 +139,14 @@ def uniform() -> list[Entry]:
 
     return [
         entry("ancestral, uniform noise", lambda n: Ancestral(process=UNIFORM), exact=True),
+        entry("Euler, uniform noise", lambda n: Euler(process=UNIFORM), exact=True),
+        entry("tau-leaping, uniform noise", lambda n: TauLeaping(process=UNIFORM), exact=True),
+        entry("theta-RK-2, uniform noise", lambda n: ThetaRK2(process=UNIFORM), exact=True),
+        entry("theta-trapezoidal, uniform noise", lambda n: ThetaTrapezoidal(process=UNIFORM), exact=True),
+        entry(
+            "planned denoising, on the grid", lambda n: PlannedDenoising(process=UNIFORM, adaptive=False), exact=True
+        ),
+        entry("planned denoising, adaptive", lambda n: PlannedDenoising(process=UNIFORM), exact=False),
         entry("routed, uniform noise", lambda n: Routed(process=UNIFORM), exact=True),
         entry("routed, top k, uniform noise", lambda n: RoutedTopK(process=UNIFORM), exact=False),
     ]

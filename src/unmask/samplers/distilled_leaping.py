@@ -1,0 +1,214 @@
+"""Leaping samplers whose times and rates are learned from a sampler with many steps."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from unmask.blocks import map_sites
+from unmask.deferred import ask
+from unmask.denoiser import Denoiser
+from unmask.jumps import reverse_jumps
+from unmask.law import Categorical, SiteLaw, State
+from unmask.leaping import Leaping, at_an_end
+from unmask.loops import time_grid
+from unmask.loss import require
+from unmask.ops import one_hot
+from unmask.rng import Rng
+from unmask.sampler import Carry, Sampler
+
+_LARGEST, _ROUNDS = 8.0, 20  # of the factors, and of the search for one
+_LEAST = 1e-12  # what the student cannot do costs as much as what it does so rarely
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledLeaping(Sampler):
+    """`Euler` or `TauLeaping` with rates times c_k between the times tau_k and tau_(k+1).
+
+    A step from t to s leaps for the integral of c over it, so that any grid of times is served, the learned one,
+    `trajectory(sampler, denoiser, x, sampler.grid, ...)`, best. Factors of one are the base sampler. The steps at the
+    ends of time, which are the process's own, have none.
+
+    **Heuristic** in between: the factors make up for what rates lose by being held fixed in a few large steps.
+
+    Args:
+        base: the sampler.
+        times: tau, strictly decreasing from 1 to 0.
+        factors: c, one for each step between them, >= 0.
+
+    Raises:
+        ValueError: for other times or numbers.
+
+    References:
+        Fu, Guo, Liu, "Learnable sampler distillation for discrete diffusion models", 2025, arXiv:2509.19962 (there the
+        factors learn by gradients to align scores, from relaxed starts; here `distil` maximises a likelihood).
+    """
+
+    base: Leaping
+    times: tuple[float, ...]
+    factors: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require(self, self.base, Leaping, "it scales the rates of Euler or tau-leaping")
+        falling = all(a > b for a, b in itertools.pairwise(self.times))
+        if not (len(self.times) >= 2 and falling and self.times[0] == 1 and self.times[-1] == 0):
+            raise ValueError(f"DistilledLeaping: times={self.times}, wanted strictly decreasing ones from 1 to 0")
+        if len(self.factors) != len(self.times) - 1 or not all(math.isfinite(c) and c >= 0 for c in self.factors):
+            raise ValueError(
+                f"DistilledLeaping: factors={self.factors}, wanted a finite number >= 0 for each of the "
+                f"{len(self.times) - 1} steps"
+            )
+
+    @property
+    def grid(self) -> Float[Tensor, " n"]:
+        """The learned times, for `trajectory`."""
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    def prior(self, shape: Any, rng: Rng) -> State:
+        return self.base.prior(shape, rng)
+
+    def transition(self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, **cond: Any) -> SiteLaw:
+        """The law of x_s given x_t = x."""
+        duration = t - s
+        for (high, low), factor in zip(itertools.pairwise(self.times), self.factors, strict=True):
+            duration = duration + (factor - 1) * (t.clamp(low, high) - s.clamp(low, high))
+        return self.base.leap(denoiser, x, t, s, duration, **cond)
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        x: State,
+        t: Tensor,
+        s: Tensor,
+        carry: Carry,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        **cond: Any,
+    ) -> tuple[State, Carry]:
+        law = self.transition(denoiser, x, t, s, **cond)
+        after, commit = (law if editable is None else law.only(editable)).draw(rng)
+        return after, Carry(commit_log_prob=commit)
+
+
+def distil(
+    base: Leaping,
+    denoiser: Denoiser,
+    x0: Int64[Tensor, "b *s"],
+    /,
+    *,
+    num_steps: int,
+    fine_steps: int,
+    rng: Rng,
+    learn_times: bool = True,
+    **cond: Any,
+) -> DistilledLeaping:
+    """The factors, and if wanted the times, for which what a teacher makes is the most likely.
+
+    With p_c the law of a leap with rates times c, and x_0 a draw of a teacher with many steps,
+
+        minimise over tau_k and c_k   sum_k E KL( q(x at tau_(k+1) | x at tau_k, x_0) || p_{c_k}(. | x at tau_k) ),
+
+    the variational bound of -log p(x_0) under the student: whose output it pulls towards the teacher's. Steps decouple:
+    a line search for each factor, and dynamic programming over equally spaced times for the best tau. The network is
+    called once for each of these.
+
+    Args:
+        base: the student's rule, and its process.
+        denoiser: the model of both.
+        x0: samples of the teacher, such as `Ancestral` with many steps; data does as well.
+        num_steps: of the student.
+        fine_steps: how many equal steps the times are chosen from; a multiple of num_steps if they are not learned.
+        rng: of the noise.
+        learn_times: False keeps equal steps.
+
+    Raises:
+        ValueError: for numbers of steps that do not fit.
+    """
+    if not 1 <= num_steps <= fine_steps or (not learn_times and fine_steps % num_steps):
+        raise ValueError(
+            f"distil: num_steps={num_steps}, fine_steps={fine_steps}; wanted at least as many fine ones, and a "
+            "multiple if the times are not learned"
+        )
+    times, stride = time_grid(fine_steps), None if learn_times else fine_steps // num_steps
+    costs = torch.full((fine_steps + 1, fine_steps + 1), torch.inf, dtype=torch.float64)
+    factors = torch.ones_like(costs)
+    for i in range(0, fine_steps, stride or 1):
+        t = times[i].expand(len(x0))
+        x = base.process.corrupt(x0, t, rng)  # the same noise at all times: their costs are to be compared
+        with torch.no_grad():
+            law = ask(denoiser, x, t, **cond)
+            for j in [i + stride] if stride else range(i + 1, fine_steps + 1):
+                costs[i, j], factors[i, j] = _fit(base, law, x0, x, t, times[j].expand(len(x0)))
+    knots = _shortest(costs, num_steps)
+    return DistilledLeaping(
+        base=base,
+        times=tuple(float(times[i]) for i in knots),
+        factors=tuple(float(factors[i, j]) for i, j in itertools.pairwise(knots)),
+    )
+
+
+def _fit(base: Leaping, law: SiteLaw, x0: Tensor, x: Tensor, t: Tensor, s: Tensor) -> tuple[float, float]:
+    """The lowest divergence of a step from x at t to s, summed over sites, and its factor, by golden sections of the
+    factor's logarithm."""
+    process = base.process
+    known = Categorical(
+        x0.shape, process.vocab_size, lambda index: one_hot(x0.flatten()[index], process.vocab_size).log()
+    )
+    truth = process._sites(process.reverse(known, x, t, s), "distil")
+    own = process._sites(process.reverse(law, x, t, s), "distil") if at_an_end(process, t, s) else None
+    jumps = reverse_jumps(process, law, x, t, t - s)
+
+    def parts(where: Tensor) -> Tensor:
+        """(probability of staying, expected jumps, divergence as far as no factor changes it) at each site."""
+        q, token = truth.log_probs(where).double().exp(), x[where][:, None]
+        if own is not None:
+            p = own.log_probs(where).double().exp()
+            return torch.stack([q[:, 0], q[:, 0], _divergence(q, p)], 1)
+        expected = jumps.at(where)
+        total = expected.sum(1)
+        shares = expected / total.where(total > 0, 1.0)[:, None]
+        return torch.stack([q.gather(1, token).squeeze(1), total, _divergence(q.scatter(1, token, 0.0), shares)], 1)
+
+    stay, total, rest = map_sites(parts, torch.ones_like(x, dtype=torch.bool), process.vocab_size).unbind(1)
+    if own is not None:
+        return float(rest.sum()), 1.0
+
+    def cost(log_factor: float) -> float:
+        chance = base.rule.chance(math.exp(log_factor) * total)
+        return float((_divergence(stay[:, None], 1 - chance[:, None]) - _logs(1 - stay, chance)).sum())
+
+    low, high = -math.log(_LARGEST), math.log(_LARGEST)
+    for _ in range(_ROUNDS):
+        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+        low, high = (low, right) if cost(left) <= cost(right) else (left, high)
+    return cost(low) + float(rest.sum()), math.exp(low)
+
+
+def _logs(q: Tensor, p: Tensor) -> Tensor:
+    """q log p, for p not below a least probability."""
+    return torch.special.xlogy(q, p.clamp(min=_LEAST))
+
+
+def _divergence(q: Float[Tensor, "n v"], p: Float[Tensor, "n v"]) -> Float[Tensor, " n"]:
+    return (torch.special.xlogy(q, q) - _logs(q, p)).sum(1)
+
+
+def _shortest(costs: Float[Tensor, "n n"], num_steps: int) -> list[int]:
+    """The cheapest chain of so many steps from the first time to the last."""
+    best, came = costs[0], []
+    for _ in range(num_steps - 1):
+        through = best[:, None] + costs
+        best, previous = through.min(0)
+        came.append(previous)
+    knots = [len(costs) - 1]
+    for previous in reversed(came):
+        knots.append(int(previous[knots[-1]]))
+    return [0, *reversed(knots)]
