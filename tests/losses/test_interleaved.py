@@ -12,7 +12,6 @@ from interleaved_worlds import Exact, draw, process
 from unmask import Rng
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.losses.interleaved import InterleavedLoss
-from unmask.processes.interleaved import TOKENS, VALUES
 
 NOISE = process(4)
 LOSS = InterleavedLoss(process=NOISE)
