@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bench.laws.worlds import LENGTH
 from unmask import DiscreteProcess, Sampler
+from unmask.correctors import Gibbs
 from unmask.processes.masked import Masked
 from unmask.processes.multi_mask import MultiMask
 from unmask.processes.uniform import Uniform
@@ -16,12 +17,14 @@ from unmask.samplers.first_hitting import FirstHitting
 from unmask.samplers.maskgit import MaskGIT
 from unmask.samplers.path_planning import PathPlanning
 from unmask.samplers.planned_denoising import PlannedDenoising
+from unmask.samplers.predictor_corrector import PredictorCorrector
 from unmask.samplers.rdm import Routed, RoutedTopK
 from unmask.samplers.rehash import Rehash
 from unmask.samplers.remdm import ReMDM, Window, most, rescale
 from unmask.samplers.tau_leaping import TauLeaping
 from unmask.samplers.theta_rk2 import ThetaRK2
 from unmask.samplers.theta_trapezoidal import ThetaTrapezoidal
+from unmask.samplers.uniformisation import Uniformisation
 from unmask.samplers.unmask import Unmask, per_step
 from unmask.select.dilated import dilated
 from unmask.select.entropy import entropy
@@ -100,6 +103,11 @@ def unmasking() -> list[Entry]:
         ),
         entry("Euler", lambda n: Euler(process=MASKED), exact=True),
         entry("theta-trapezoidal", lambda n: ThetaTrapezoidal(process=MASKED), exact=True),
+        entry(
+            "ancestral, Gibbs corrections",
+            lambda n: PredictorCorrector(predictor=Ancestral(process=MASKED), corrector=Gibbs(process=MASKED)),
+            exact=True,
+        ),
         *planned,
         *(
             entry(
@@ -143,6 +151,12 @@ def uniform() -> list[Entry]:
         entry("tau-leaping, uniform noise", lambda n: TauLeaping(process=UNIFORM), exact=True),
         entry("theta-RK-2, uniform noise", lambda n: ThetaRK2(process=UNIFORM), exact=True),
         entry("theta-trapezoidal, uniform noise", lambda n: ThetaTrapezoidal(process=UNIFORM), exact=True),
+        entry("uniformisation, uniform noise", lambda n: Uniformisation(process=UNIFORM), exact=True),
+        entry(
+            "ancestral, Gibbs corrections, uniform noise",
+            lambda n: PredictorCorrector(predictor=Ancestral(process=UNIFORM), corrector=Gibbs(process=UNIFORM)),
+            exact=True,
+        ),
         entry(
             "planned denoising, on the grid", lambda n: PlannedDenoising(process=UNIFORM, adaptive=False), exact=True
         ),

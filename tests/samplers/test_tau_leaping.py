@@ -73,6 +73,8 @@ def test_counts_are_poisson() -> None:
         Leap(jumps, x, TauLeaping(process=UNIFORM, several=several).rule).log_probs().exp()[0, 0]
         for several in ("first", "none")
     )
+    loosest = TauLeaping(process=UNIFORM, several="none").rule.highest(torch.tensor([0.5, 5.0, torch.inf]))
+    assert loosest.tolist() == pytest.approx([0.5 * math.exp(-0.5), math.exp(-1), math.exp(-1)])
     assert float(single[1]) == pytest.approx(0.5 * math.exp(-0.5) * math.exp(-1.2))
     assert float(single[2]) == pytest.approx(1.2 * math.exp(-1.2) * math.exp(-0.5))
     by_counts = sum(

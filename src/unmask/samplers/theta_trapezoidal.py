@@ -20,9 +20,9 @@ class ThetaTrapezoidal(TwoStage):
     1 - exp(-M), to a target in proportion to its rate, and no second one.
 
     A site that has jumped on the way to x* expects nothing more from the first leap, whose rates belong to the token
-    that it has left: there the second leap runs at a1 mu(x*, r). Subtracting the old rates from it and clipping, as
-    one reads the paper's formula when targets are tokens, breaks the second order (measured below in the tests); masks
-    know no difference, since a revealed token has no rates.
+    that it has left: there the second leap runs at a1 mu(x*, r). Subtracting the old rates from it, as one reads the
+    paper's formula when targets are tokens, takes the order away as steps get small, though not the accuracy of large
+    ones; masks know no difference, since a revealed token has no rates.
 
     Second order in the step size as long as nothing is clipped, which theta = 1/2 avoids best; one order lower where
     clipping is frequent. Two network calls a step. The step to s = 0 draws what is left from the process's own reverse
