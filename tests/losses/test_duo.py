@@ -95,7 +95,7 @@ def test_the_curriculum_ends_at_the_bound_and_refuses_zero() -> None:
 
 def test_a_window_holds_all_times() -> None:
     """Windows that split [0, 1] share the whole loss between them, and a narrow one is the rate at its time."""
-    x0 = (Rng(5).uniform((4000, 2)) * 8).long()
+    x0 = (Rng(5).uniform((1000, 2)) * 8).long()
     denoiser, edges = model(0, length=2), (0.0, 0.3, 1.0)
 
     def mean(window: tuple[float, float]) -> tuple[float, float]:
