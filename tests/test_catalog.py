@@ -86,6 +86,27 @@ def test_file_problems(module: Path, root: Path) -> Iterator[str]:
 test_file_problems.__test__ = False  # type: ignore[attr-defined]
 
 
+# their states are not one tensor of tokens drawn from noise, which the contract wants: their own tests hold seeds,
+# fixed sites, padding and the batch
+WITHOUT_CONTRACT = {
+    "add": "vectors",
+    "cadd": "tokens and vectors",
+    "geodesic": "points of a sphere",
+    "interleaved": "tokens and numbers",
+    "redenoise": "starts from finished samples",
+    "self_correction": "starts from drafts",
+}
+
+
+def contract_problems(module: Path, root: Path) -> Iterator[str]:
+    """The test of a sampler runs the samplers' contract."""
+    test = Path("tests/samplers") / f"test_{module.stem}.py"
+    if module.parent.name != "samplers" or module.stem in WITHOUT_CONTRACT or not (root / test).is_file():
+        return
+    if "(SamplerContract)" not in (root / test).read_text(encoding="utf-8"):
+        yield f"{test}: no class of it runs the contract; write `class TestContract(SamplerContract)` with its `make`"
+
+
 def citation_problems(module: Path, root: Path) -> Iterator[str]:
     """A docstring of the module or of something in it has a References section with an arXiv id or a year."""
     tree = ast.parse((root / module).read_text(encoding="utf-8"))
@@ -139,6 +160,7 @@ def test_method_is_catalogued_tested_and_cited(module: Path) -> None:
     def problems() -> Iterator[str]:
         yield from row_problems(module, read_rows(ROOT / "docs/methods.md"))
         yield from test_file_problems(module, ROOT)
+        yield from contract_problems(module, ROOT)
         yield from citation_problems(module, ROOT)
 
     check(problems())
@@ -170,17 +192,24 @@ def make_tree(root: Path, *, source: str = CITED, rows: tuple[str, ...] = (GOOD_
 def problems_of(root: Path) -> str:
     rows = read_rows(root / "docs/methods.md")
     (module,) = method_modules(root)
-    found = [*row_problems(module, rows), *test_file_problems(module, root), *citation_problems(module, root)]
+    found = [
+        *row_problems(module, rows),
+        *test_file_problems(module, root),
+        *contract_problems(module, root),
+        *citation_problems(module, root),
+    ]
     return "\n".join(found + [problem for row in rows for problem in import_problems(row)])
 
 
-ONE_TEST = "def test_law():\n    pass\n"
+CONTRACT = "class TestContract(SamplerContract):\n    pass\n"
+ONE_TEST = CONTRACT + "def test_law():\n    pass\n"
 OMISSIONS = {
     "no row": ({"rows": ()}, "src/unmask/samplers/ancestral.py: no row of docs/methods.md"),
     "two rows": ({"rows": (GOOD_ROW, GOOD_ROW)}, "in 2 rows (lines 5, 6)"),
     "empty key": ({"rows": (GOOD_ROW.replace("| k |", "|  |"),)}, "docs/methods.md:5 (for src/unmask"),
     "dead import": ({"rows": (GOOD_ROW.replace("ancestral", "ancestral.Nonsense"),)}, "does not resolve"),
     "no test": ({"test": None}, "write tests/samplers/test_ancestral.py"),
+    "no contract": ({"test": "def test_law():\n    pass\n"}, "no class of it runs the contract"),
     "empty test": ({"test": "# later\n"}, "defines no test function"),
     "no paper": ({"source": '"""A sampler from arXiv:2401.00001."""\n'}, "no docstring cites the paper"),
     "no date": ({"source": '"""A sampler.\n\nReferences:\n    Doe.\n"""\n'}, "no docstring cites the paper"),
