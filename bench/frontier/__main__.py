@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from bench.frontier.methods import adaptive, methods
+from bench.frontier.methods import methods
 from bench.frontier.page import write_page
 from bench.frontier.run import Point, Scale, cached, slug
 
 ROOT = Path(__file__).resolve().parents[2]
-TEMPERATURES = (1.0, 0.8)
+TEMPERATURES = (1.0, 0.8, 0.6)
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def run_all(folder: Path) -> list[Point]:
     scale = Scale()
     told = {"temperature": 1.0, "steps": 0, "calls": 0.0}
     points = [cached(folder / "real.json", lambda: scale.measure(scale.real, method="held-out text", **told))]
-    entries = methods() | adaptive()
+    entries = methods()
     for temperature in TEMPERATURES:
         jobs = [(n, name) for name, e in entries.items() for n in (e.steps if temperature == 1 else e.few)]
         for n, name in sorted(jobs):

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from unmask import Sampler
+from unmask.correctors import Gibbs
 from unmask.processes.masked import Masked
 from unmask.samplers.ancestral import Ancestral
 from unmask.samplers.first_hitting import FirstHitting
 from unmask.samplers.maskgit import MaskGIT
+from unmask.samplers.path_planning import PathPlanning
+from unmask.samplers.predictor_corrector import PredictorCorrector
+from unmask.samplers.rdm import RoutedTopK
 from unmask.samplers.remdm import ReMDM, Window, cap
-from unmask.samplers.unmask import Order, Quota, Unmask, by_schedule
+from unmask.samplers.theta_trapezoidal import ThetaTrapezoidal
+from unmask.samplers.unmask import Order, Unmask, by_schedule
 from unmask.select.dilated import dilated
 from unmask.select.entropy import entropy
 from unmask.select.entropy_bound import entropy_bound
+from unmask.select.left_to_right import left_to_right
 from unmask.select.margin import margin
 from unmask.select.random import random_order
 from unmask.select.threshold import threshold
 from unmask.select.top_probability import top_probability
 
-Make = Callable[[Masked, float], Sampler]
+Make = Callable[[Masked], Sampler]
 ALL = 128  # tokens of a sample
 
 
@@ -30,7 +35,7 @@ class Entry:
     """A sampler and the steps it is run with.
 
     Args:
-        make: (process, temperature) -> sampler.
+        make: process -> sampler.
         steps: at the temperature 1.
         few: at the other temperatures.
     """
@@ -40,55 +45,53 @@ class Entry:
     few: tuple[int, ...] = (16, 64)
 
 
-PAST = (8, 16, 32, 64, 128, 256)  # a sample has 128 tokens: more steps than those
-PAST_FEW = (16, 64, 256)
+PAST = (8, 16, 32, 64, 128, 256, 512)  # a sample has 128 tokens: more steps than those
 
 
 def methods() -> dict[str, Entry]:
-    """Those that take a number of steps, by name."""
-    planned: dict[str, Order] = {
-        "planned, random": random_order,
-        "planned, top probability": top_probability(),
-        "planned, margin": margin(),
-        "planned, entropy": entropy(),
-        "planned, dilated": dilated(block_size=32),
+    """All samplers, by name: those that take a number of steps, and those that choose their own number of calls."""
+    orders: dict[str, Order] = {
+        "random": random_order,
+        "left to right": left_to_right,
+        "top probability": top_probability(),
+        "margin": margin(),
+        "entropy": entropy(),
+        "dilated": dilated(block_size=32),
     }
-    found = {"ancestral": Entry(make=lambda p, temp: Ancestral(process=p, temperature=temp), steps=PAST, few=PAST_FEW)}
-    for name, order in planned.items():
-        found[name] = Entry(
-            make=lambda p, temp, order=order: Unmask(process=p, order=order, quota=by_schedule, temperature=temp)
-        )
-    found["MaskGIT"] = Entry(make=lambda p, temp: MaskGIT(process=p, temperature=temp))
-    rules: dict[str, dict[str, Any]] = {
-        "re-masking, cap": {"sigma": cap(0.02)},
-        "re-masking, loop": {"sigma": cap(0.05), "window": Window()},
+    planned = {
+        f"planned, {name}": Entry(make=lambda p, order=order: Unmask(process=p, order=order, quota=by_schedule))
+        for name, order in orders.items()
     }
-    for name, options in rules.items():
-        found[name] = Entry(
-            make=lambda p, temp, options=options: ReMDM(process=p, temperature=temp, **options),
-            steps=PAST,
-            few=PAST_FEW,
-        )
-    return found
+    return {
+        "ancestral": Entry(make=lambda p: Ancestral(process=p), steps=PAST),
+        "ancestral, Gibbs corrections": Entry(
+            make=lambda p: PredictorCorrector(predictor=Ancestral(process=p), corrector=Gibbs(process=p))
+        ),
+        "theta-trapezoidal": Entry(make=lambda p: ThetaTrapezoidal(process=p)),
+        **planned,
+        "MaskGIT": Entry(make=lambda p: MaskGIT(process=p)),
+        "routed, top k": Entry(make=lambda p: RoutedTopK(process=p)),
+        "path planning": Entry(make=lambda p: PathPlanning(process=p), steps=(8,), few=(8,)),  # hundreds of calls each
+        "re-masking, cap": Entry(make=lambda p: ReMDM(process=p, sigma=cap(0.02)), steps=PAST),
+        "re-masking, loop": Entry(make=lambda p: ReMDM(process=p, sigma=cap(0.05), window=Window()), steps=PAST),
+        **adaptive(),
+    }
 
 
 def adaptive() -> dict[str, Entry]:
-    """Rules that choose their own number of calls, by name and number; they get as many steps as there are tokens."""
-    rules: dict[str, tuple[Order, Quota]] = {}
+    """Rules that choose their own number of calls; they get as many steps as there are tokens."""
+    rules: dict[str, Make] = {}
     for tau in (0.3, 0.5, 0.7, 0.9):
-        rules[f"threshold {tau}"] = (top_probability(), threshold(tau))
+        rules[f"threshold {tau}"] = lambda p, tau=tau: Unmask(process=p, order=top_probability(), quota=threshold(tau))
     for gamma in (0.5, 2.0, 8.0):
-        rules[f"entropy bound {gamma}"] = (entropy(), entropy_bound(gamma))
-    found = {
-        name: lambda p, temp, order=order, quota=quota: Unmask(process=p, order=order, quota=quota, temperature=temp)
-        for name, (order, quota) in rules.items()
-    }
+        rules[f"entropy bound {gamma}"] = lambda p, gamma=gamma: Unmask(
+            process=p, order=entropy(), quota=entropy_bound(gamma)
+        )
     for parallel in (1, 2, 4, 8):
-        found[f"first hitting {parallel}"] = lambda p, temp, n=parallel: FirstHitting(process=p, parallel=n)
+        rules[f"first hitting {parallel}"] = lambda p, n=parallel: FirstHitting(process=p, parallel=n)
     for parallel in (2, 4, 8):
-        found[f"first hitting, second order {parallel}"] = lambda p, temp, n=parallel: FirstHitting(
+        rules[f"first hitting, second order {parallel}"] = lambda p, n=parallel: FirstHitting(
             process=p, parallel=n, order=2
         )
-    return {
-        name: Entry(make=make, steps=(ALL,), few=() if "hitting" in name else (ALL,)) for name, make in found.items()
-    }
+    few = {"threshold 0.3", "entropy bound 2.0", "entropy bound 8.0", "first hitting 2", "first hitting 8"}
+    return {name: Entry(make=make, steps=(ALL,), few=(ALL,) if name in few else ()) for name, make in rules.items()}

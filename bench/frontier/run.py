@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor
 from bench.frontier.methods import Make
 from unmask import Denoiser, Rng, TextModel, sample
 from unmask.data.shakespeare import load_shakespeare_split
-from unmask.law import Law
+from unmask.law import Law, SiteLaw
 from unmask.metrics.judge import ShippedJudge
 from unmask.metrics.quality import sample_quality
+from unmask.ops import temper
 from unmask.sampling import Without
 
 NUM_SAMPLES = 64
@@ -48,17 +50,18 @@ class Point:
     mauve: float
 
 
-class Rows(Denoiser):
-    """Counts the rows that are evaluated."""
+class Asked(Denoiser):
+    """The model at a temperature; counts the rows that are evaluated."""
 
-    def __init__(self, inner: Denoiser) -> None:
+    def __init__(self, inner: Denoiser, temperature: float) -> None:
         super().__init__()
-        self.inner, self.rows = inner, 0
+        self.inner, self.temperature, self.rows = inner, temperature, 0
 
     def forward(self, xt: Any, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Law:
         self.rows += len(xt)
-        law: Law = self.inner(xt, t, **cond)
-        return law
+        law = self.inner(xt, t, **cond)
+        assert isinstance(law, SiteLaw)
+        return law.map(partial(temper, temperature=self.temperature))
 
 
 class Scale:
@@ -105,10 +108,8 @@ class Scale:
     def run(self, name: str, make: Make, steps: int, temperature: float) -> Point:
         """Draw and measure."""
         tokenizer, process = self.model.tokenizer, self.model.checkpoint.process
-        denoiser = Rows(Without(self.model.denoiser, [tokenizer.pad_id, tokenizer.eos_id]))
-        drawn = sample(
-            make(process, temperature), denoiser, (NUM_SAMPLES, self.model.context), num_steps=steps, rng=Rng(steps)
-        )
+        denoiser = Asked(Without(self.model.denoiser, [tokenizer.pad_id, tokenizer.eos_id]), temperature)
+        drawn = sample(make(process), denoiser, (NUM_SAMPLES, self.model.context), num_steps=steps, rng=Rng(steps))
         assert isinstance(drawn, Tensor)
         return self.measure(drawn, method=name, temperature=temperature, steps=steps, calls=denoiser.rows / NUM_SAMPLES)
 

@@ -255,6 +255,28 @@ class Categorical(SiteLaw):
         return self if self.rest is None else SomeSites(self, _tensor(editable), self.rest)
 
 
+class Annotated(SiteLaw):
+    """Another law with something more to tell, which a subclass keeps: the base forwards all but `map`."""
+
+    def __init__(self, law: SiteLaw) -> None:
+        self.law = law
+
+    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
+        return self.law.log_probs(where)
+
+    def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
+        return self.law.log_weights(where)
+
+    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
+        return self.law.sample_at(where, rng)
+
+    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
+        return self.law.token_log_prob(x, where)
+
+    def draw(self, rng: Rng) -> tuple[State, State | None]:
+        return self.law.draw(rng)
+
+
 class SomeSites(SiteLaw):
     """A law whose draws are made at the sites of `where` only; the others hold `rest` for certain."""
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 _SHORT_LIST, _BUCKETS, _BUCKETS_PER_NAT = 256, 1024, 32  # of `keep_top_p`
-_ROWS = 16  # worked on together, so that they stay in the processor's cache
+_ROWS = 8  # worked on together, so that they stay in the processor's cache
 
 
 def expand_time(t: Tensor, like: Tensor) -> Tensor:
@@ -90,16 +90,22 @@ def keep_top_p(log_probs: Float[Tensor, "n v"], *, p: float) -> Float[Tensor, "n
     Of equal ones the first. No row is sorted as a whole: a short list of the most probable classes settles most rows,
     and a histogram of the log-probabilities the others.
     """
+    out = torch.empty_like(log_probs)
+    for block, into in zip(log_probs.split(_ROWS), out.split(_ROWS), strict=True):
+        kept = _kept_by_short_list(block, p)
+        into.copy_(_keep_top_p_of_long_lists(block, p) if kept is None else torch.where(kept, block, -torch.inf))
+    return out
+
+
+def _kept_by_short_list(log_probs: Tensor, p: float) -> Tensor | None:
+    """Which classes `keep_top_p` keeps, if the most probable few tell in every row, else None."""
     short = log_probs.topk(min(_SHORT_LIST, log_probs.shape[-1]), dim=-1).values
     before = short.double().exp().cumsum(-1) - short.double().exp()
     needed = (before < p).sum(1, keepdim=True)
+    if short.shape[1] < log_probs.shape[1] and bool((needed == short.shape[1]).any()):
+        return None
     kept = log_probs >= short.gather(1, needed - 1)
-    settled = (kept.sum(1, keepdim=True) == needed) & ((needed < short.shape[1]) | (short.shape[1] == kept.shape[1]))
-    out = log_probs.masked_fill(~kept, -torch.inf)
-    rest = (~settled.squeeze(1)).nonzero().squeeze(1)
-    for rows in rest.split(_ROWS):
-        out[rows] = _keep_top_p_of_long_lists(log_probs[rows], p)
-    return out
+    return kept if bool((kept.sum(1, keepdim=True) == needed).all()) else None  # more are kept: equal classes
 
 
 def _keep_top_p_of_long_lists(log_probs: Tensor, p: float) -> Tensor:
@@ -107,7 +113,7 @@ def _keep_top_p_of_long_lists(log_probs: Tensor, p: float) -> Tensor:
     depth = (log_probs.amax(-1, keepdim=True) - log_probs) * _BUCKETS_PER_NAT
     bucket = depth.clamp_(max=_BUCKETS - 1).long()
     mass = torch.zeros(len(bucket), _BUCKETS, dtype=torch.float64, device=bucket.device)
-    mass.scatter_add_(1, bucket, log_probs.double().exp_())
+    mass.scatter_add_(1, bucket, log_probs.exp().double())
     total = mass.cumsum(1)
     last = (total < p).sum(1, keepdim=True).clamp(max=_BUCKETS - 1)
     row, column = (bucket == last).nonzero().unbind(1)
@@ -117,6 +123,6 @@ def _keep_top_p_of_long_lists(log_probs: Tensor, p: float) -> Tensor:
     probs = log_probs[row, column].double().exp()
     before, size = probs.cumsum(0) - probs, row.bincount(minlength=len(bucket))
     before = before - before[(size.cumsum(0) - size)[row]] + (total - mass).gather(1, last).squeeze(1)[row]
-    out = log_probs.masked_fill(bucket > last, -torch.inf)
+    out = torch.where(bucket <= last, log_probs, -torch.inf)
     drop = before >= p
     return out.index_put((row[drop], column[drop]), out.new_tensor(-torch.inf))

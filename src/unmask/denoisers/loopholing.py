@@ -12,8 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unmask.denoiser import Denoiser
-from unmask.law import LogProbMap, SiteLaw, State
-from unmask.rng import Rng
+from unmask.law import Annotated, LogProbMap, SiteLaw, State
 
 
 class LoopholingDenoiser(Denoiser):
@@ -83,7 +82,7 @@ class LoopholingDenoiser(Denoiser):
         return {"dim": self.dim}
 
 
-class LatentLaw(SiteLaw):
+class LatentLaw(Annotated):
     """A law of sites with the hidden states that it came from.
 
     Args:
@@ -92,22 +91,11 @@ class LatentLaw(SiteLaw):
     """
 
     def __init__(self, law: SiteLaw, latent: Float[Tensor, "b l d"]) -> None:
-        self.law, self.latent = law, latent
-
-    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        return self.law.log_probs(where)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        return self.law.sample_at(where, rng)
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        return self.law.token_log_prob(x, where)
+        super().__init__(law)
+        self.latent = latent
 
     def map(self, fn: LogProbMap) -> LatentLaw:
         return LatentLaw(self.law.map(fn), self.latent)
-
-    def draw(self, rng: Rng) -> tuple[State, State | None]:
-        return self.law.draw(rng)
 
 
 class SelfConditioned(Denoiser):
