@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask import Schedule, time_grid
+from unmask import Denoiser, Law, Rng, Sampler, Schedule, sample, time_grid
 from unmask.deferred import ask
 from unmask.leaping import at_an_end
 from unmask.oracles.tiny_joint import TinyJoint, enumerate_states, mix_products
@@ -95,6 +95,28 @@ def two_stage_law(
         kernel = sampler.second(ask(denoiser, x, rows[0]), later, x, star, *rows)
         law = mix_products(pairs[i, j], kernel.log_probs().double().exp())
     return law
+
+
+class _Watching(Denoiser):
+    """Another denoiser, with a count of the fixed tokens that were shown to it changed."""
+
+    def __init__(self, inner: Denoiser, canvas: Tensor, fixed: Tensor) -> None:
+        super().__init__()
+        self.inner, self.canvas, self.fixed, self.changed = inner, canvas, fixed, 0
+
+    def forward(self, xt: Tensor, t: Tensor, *, row: Tensor, **cond: object) -> Law:  # type: ignore[override]
+        self.changed += int(((xt != self.canvas[row]) & self.fixed[row]).sum())
+        law: Law = self.inner(xt, t)
+        return law
+
+
+def changes_shown(sampler: Sampler, world: TinyJoint, process: DiscreteProcess) -> int:
+    """How often a model is shown a fixed token changed, which the loop would mend only after the step."""
+    canvas = world.sample(64, Rng(4))
+    editable = Rng(5).uniform(canvas.shape) < 0.5
+    denoiser = _Watching(world.denoiser(process), canvas, ~editable)
+    sample(sampler, denoiser, canvas, num_steps=4, rng=Rng(6), editable=editable, row=torch.arange(64))
+    return denoiser.changed
 
 
 def orders(errors: Sequence[float]) -> list[float]:

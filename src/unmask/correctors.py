@@ -81,9 +81,9 @@ class Gibbs(Corrector):
         p(x_s^i | rest)  =  sum_{x_0} q(x_s^i | x_0) p(x_0^i | rest),
         p(x_0^i | rest)  proportional to  p(x_0^i | x_s) / q(x_s^i | x_0^i)   (leave one out).
 
-    Masked noise forgets the rest of a site that is not masked: there the model is asked with the site masked. With one
-    site at a time p_s is kept exactly; several at once are drawn as if the others stood still: heuristic. One network
-    call, the head at the chosen sites only.
+    What a masked model says about a token that it sees forgets the rest: it is asked with the chosen sites masked. With
+    one site at a time p_s is kept exactly; several at once are drawn as if the others stood still, or for masks were
+    not there: heuristic. One network call, the head at the chosen sites only.
 
     Args:
         process: masked noise, or noise that can lead from any token to any other.

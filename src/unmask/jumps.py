@@ -32,10 +32,6 @@ class Jumps(ABC):
     def at(self, where: Bool[Tensor, "b *s"]) -> Float[Tensor, "n v"]:
         """Expected jumps to each target at the sites of `where`, float64; none to the site's own token."""
 
-    def total(self, where: Bool[Tensor, "b *s"]) -> Float[Tensor, " n"]:
-        """Their sums."""
-        return map_sites(lambda part: self.at(part).sum(-1), where, self.vocab_size)
-
     def draw(
         self, where: Bool[Tensor, "b *s"], u: Float[Tensor, "b *s"], chance: Callable[[Tensor], Tensor], rng: Rng
     ) -> tuple[Bool[Tensor, "b *s"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
@@ -75,6 +71,7 @@ class _OfRates(Jumps):
         return self.process.reverse_rates(self.law, self.x, self.t, where) * self.span[where][:, None]
 
     def total(self, where: Tensor) -> Tensor:
+        """The sums of `at`."""
         return self.process.reverse_total(self.law, self.x, self.t, where) * self.span[where]
 
     def draw(
@@ -163,7 +160,7 @@ def reverse_ceiling(process: DiscreteProcess, x: Int64[Tensor, "b *s"], t: Tenso
     """
     tt = expand_time(t, x)
     if isinstance(process, Masked):
-        return (x == process.mask_id) * process.hazard(tt)
+        return torch.where(x == process.mask_id, process.hazard(tt), 0.0)  # no product: 0 times infinity
     if not isinstance(process, Interpolating):
         return torch.full(x.shape, torch.inf, dtype=torch.float64, device=x.device)
     level, inward = mixing_rate(process, x, tt)

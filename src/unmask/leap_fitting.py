@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from unmask.blocks import map_sites
@@ -19,9 +20,17 @@ _LEAST = 1e-12  # what the student cannot do costs as much as what it does so ra
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def fit_leap(base: Leaping, law: SiteLaw, x0: Tensor, x: Tensor, t: Tensor, s: Tensor) -> tuple[float, float]:
-    """The lowest divergence of a step from x at t to s, summed over sites, and its factor, by golden sections of the
-    factor's logarithm."""
+def fit_leap(
+    base: Leaping,
+    law: SiteLaw,
+    x0: Int64[Tensor, "b *s"],
+    x: Int64[Tensor, "b *s"],
+    t: Float[Tensor, " b"],
+    s: Float[Tensor, " b"],
+    where: Bool[Tensor, "b *s"],
+) -> tuple[float, float]:
+    """The lowest divergence of a step from x at t to s, summed over the sites of `where`, and its factor, by golden
+    sections of the factor's logarithm; a process's own reverse step has none."""
     process = base.process
     known = Categorical(
         x0.shape, process.vocab_size, lambda index: one_hot(x0.flatten()[index], process.vocab_size).log()
@@ -41,7 +50,7 @@ def fit_leap(base: Leaping, law: SiteLaw, x0: Tensor, x: Tensor, t: Tensor, s: T
         shares = expected / total.where(total > 0, 1.0)[:, None]
         return torch.stack([q.gather(1, token).squeeze(1), total, _divergence(q.scatter(1, token, 0.0), shares)], 1)
 
-    stay, total, rest = map_sites(parts, torch.ones_like(x, dtype=torch.bool), process.vocab_size).unbind(1)
+    stay, total, rest = map_sites(parts, where, process.vocab_size).unbind(1)
     if own is not None:
         return float(rest.sum()), 1.0
 
@@ -49,11 +58,24 @@ def fit_leap(base: Leaping, law: SiteLaw, x0: Tensor, x: Tensor, t: Tensor, s: T
         chance = base.rule.chance(math.exp(log_factor) * total)
         return float((_divergence(stay[:, None], 1 - chance[:, None]) - _logs(1 - stay, chance)).sum())
 
-    low, high = -math.log(_LARGEST), math.log(_LARGEST)
+    best, least = golden_section(cost, -math.log(_LARGEST), math.log(_LARGEST))
+    return least + float(rest.sum()), math.exp(best)
+
+
+def golden_section(fn: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
+    """Where a function with one valley is least, and its value there; one new value a round."""
+    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    at_left, at_right = fn(left), fn(right)
     for _ in range(_ROUNDS):
-        left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        low, high = (low, right) if cost(left) <= cost(right) else (left, high)
-    return cost(low) + float(rest.sum()), math.exp(low)
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - _GOLDEN * (high - low)
+            at_left = fn(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + _GOLDEN * (high - low)
+            at_right = fn(right)
+    return (left, at_left) if at_left <= at_right else (right, at_right)
 
 
 def _logs(q: Tensor, p: Tensor) -> Tensor:

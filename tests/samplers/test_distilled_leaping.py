@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from contracts import SamplerContract
-from unmask import Rng, sample, time_grid
+from helpers import padded
+from unmask import Categorical, Denoiser, Rng, sample, time_grid
+from unmask.leap_fitting import fit_leap, golden_section, shortest_chain
 from unmask.oracles.statistics import kl_divergence, total_variation
 from unmask.oracles.tiny_joint import TinyJoint, enumerate_states
 from unmask.process import DiscreteProcess
@@ -53,6 +57,70 @@ def test_a_factor_scales_the_rates_where_it_holds() -> None:
     ours = sampler.transition(denoiser, x, t, s).log_probs()
     leap = base.leap(denoiser, x, t, s, torch.full((27,), 0.1 * 1.5 + 0.2 * 0.8, dtype=torch.float64))
     torch.testing.assert_close(ours, leap.log_probs())
+
+
+@pytest.mark.parametrize("base", BASES, ids=NAMES)
+def test_the_fit_is_the_least_divergence_of_a_leap(base: Euler | TauLeaping) -> None:
+    """From the step that knows x_0, by the laws of both, with the factor that was found and with others."""
+    process, denoiser = base.process, WORLD.denoiser(base.process)
+    t, s = (torch.full((50,), v, dtype=torch.float64) for v in (0.6, 0.4))
+    x0 = WORLD.sample(50, Rng(4))
+    x, where = process.corrupt(x0, t, Rng(5)), Rng(6).uniform(x0.shape) < 0.7
+    known = Categorical.from_logits(torch.nn.functional.one_hot(x0, process.vocab_size).double().log())
+    truth = process.reverse(known, x, t, s).log_probs()  # type: ignore[attr-defined]
+
+    def divergence(factor: float) -> float:
+        logs = base.leap(denoiser, x, t, s, factor * (t - s)).log_probs()
+        q = truth.exp()
+        return float((torch.special.xlogy(q, q) - torch.where(q > 0, q * logs, 0.0)).sum(-1)[where].sum())
+
+    cost, factor = fit_leap(base, denoiser(x, t), x0, x, t, s, where)
+    assert cost == pytest.approx(divergence(factor), rel=1e-9)
+    assert cost < min(divergence(0.95 * factor), divergence(1.05 * factor))
+
+
+def test_the_shortest_chain_is_the_cheapest_of_all() -> None:
+    costs = Rng(1).uniform((8, 8)).where(torch.ones(8, 8).triu(1) > 0, torch.inf)
+    for num_steps in (1, 2, 4, 7):
+        chains = ([0, *middle, 7] for middle in itertools.combinations(range(1, 7), num_steps - 1))
+        cheapest = min(chains, key=lambda chain: sum(float(costs[i, j]) for i, j in itertools.pairwise(chain)))
+        assert shortest_chain(costs, num_steps) == cheapest
+
+
+def test_golden_sections_find_the_bottom_of_a_valley() -> None:
+    seen = []
+
+    def valley(place: float) -> float:
+        seen.append(place)
+        return (place - 0.7) ** 2
+
+    best, least = golden_section(valley, -2.0, 2.0)
+    assert best == pytest.approx(0.7, abs=2e-4)
+    assert least == (best - 0.7) ** 2
+    assert len(seen) == len(set(seen)) == 22
+
+
+class Padded(Denoiser):
+    """The exact denoiser of what stands between padding; it says anything of padding."""
+
+    def forward(self, xt: Tensor, t: Tensor, *, attention_mask: Tensor, **cond: object) -> Categorical:  # type: ignore[override]
+        out = torch.rand(*xt.shape, 4, dtype=torch.float64)
+        inside = WORLD.conditionals(MASKED, xt[attention_mask].reshape(-1, 3), t)
+        return Categorical.from_logits(out.masked_scatter(attention_mask[..., None], inside).log())
+
+
+def test_padding_teaches_nothing() -> None:
+    x0, base = WORLD.sample(100, Rng(7)), TauLeaping(process=MASKED)
+
+    def learned(left: int, right: int) -> DistilledLeaping:
+        tokens, mask = padded(x0, left, right)
+        return distil(base, Padded(), tokens, num_steps=3, fine_steps=6, rng=Rng(8), attention_mask=mask)
+
+    plain = learned(0, 0)
+    for left, right in [(2, 0), (1, 2)]:
+        ours = learned(left, right)
+        assert ours.times == plain.times
+        assert ours.factors == pytest.approx(plain.factors, rel=1e-9)
 
 
 def law_of(sampler: Euler | TauLeaping | DistilledLeaping | Ancestral, num_steps: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from contracts import FALSE_ALARM, SamplerContract
 from ctmc_worlds import orders
 from helpers import CountingHead
-from unmask import Rng, sample, time_grid, trajectory
+from unmask import Rng, Schedule, sample, time_grid, trajectory
 from unmask.denoisers.categorical import CategoricalDenoiser
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.jumps import reverse_ceiling
@@ -35,12 +35,16 @@ class TestEulerOnMasks(SamplerContract):
 
 
 class TestEulerOnUniformNoise(SamplerContract):
+    num_steps = 4
+
     def make(self) -> tuple[Euler, DiscreteProcess]:
         return Euler(process=UNIFORM), UNIFORM
 
 
 class TestEulerOnAnyMatrix(SamplerContract):
     """No ceiling of the rates is known: every site is evaluated."""
+
+    num_steps = 4
 
     def make(self) -> tuple[Euler, DiscreteProcess]:
         return Euler(process=BANDED), BANDED
@@ -128,6 +132,26 @@ def test_draws_from_the_law_that_it_scores(process: DiscreteProcess) -> None:
     assert chi_square(state_index(drawn, 3).bincount(minlength=27), joint) > FALSE_ALARM
 
 
-def test_refuses_continuous_noise() -> None:
+class Root(Schedule):
+    """alpha = (1 - t)^(1/2): masks are revealed at an infinite rate at t = 1."""
+
+    def alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return (1 - t).sqrt()
+
+
+def test_infinite_rates_at_the_start_are_left_to_the_process() -> None:
+    process, x = Masked(vocab_size=4, mask_id=3, schedule=Root()), torch.full((1, 3), 3)
+    ends = torch.ones(1, dtype=torch.float64), torch.full((1,), 0.5, dtype=torch.float64)
+    ours, exact = (
+        sampler.transition(WORLD.denoiser(process), x, *ends).log_probs()  # type: ignore[attr-defined]
+        for sampler in (Euler(process=process), Ancestral(process=process))
+    )
+    torch.testing.assert_close(ours, exact)
+
+
+def test_refuses() -> None:
     with pytest.raises(TypeError, match="wanted DiscreteProcess"):
         Euler(process=object())  # type: ignore[arg-type]
+    t, s = torch.tensor([[0.5, 0.5], [0.2, 0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="some at an end of time"):
+        Euler(process=UNIFORM).transition(WORLD.denoiser(UNIFORM), torch.zeros(2, 3, dtype=torch.int64), t, s)

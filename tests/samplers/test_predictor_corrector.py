@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from contracts import FALSE_ALARM, SamplerContract
-from ctmc_worlds import start_law
+from ctmc_worlds import changes_shown, start_law
 from helpers import CountingHead
 from unmask import Rng, Sampler, sample, time_grid, trajectory
 from unmask.correctors import ForwardBackward, Gibbs
@@ -21,6 +21,8 @@ from unmask.processes.matrix import GaussianRates, Matrix
 from unmask.processes.multi_mask import MultiMask
 from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
+from unmask.samplers.distilled_leaping import DistilledLeaping
+from unmask.samplers.euler import Euler
 from unmask.samplers.first_hitting import FirstHitting
 from unmask.samplers.predictor_corrector import PredictorCorrector
 
@@ -106,20 +108,23 @@ def test_gibbs_draws_from_the_conditional_given_the_other_sites(process: Discret
     torch.testing.assert_close(got, exact / exact.sum(1, keepdim=True), atol=1e-10, rtol=0)
 
 
-def corrected_law(process: DiscreteProcess, corrector: Gibbs | ForwardBackward | None, num_steps: int) -> Tensor:
-    """The exact output law of ancestral sampling with one correction a step."""
+def corrected_law(
+    process: DiscreteProcess, corrector: Gibbs | ForwardBackward | None, num_steps: int, num_corrections: int = 1
+) -> Tensor:
+    """The exact output law of ancestral sampling with so many corrections a step."""
     states, denoiser, law = enumerate_states(process.vocab_size, 3), WORLD.denoiser(process), start_law(WORLD, process)
     for t, s in itertools.pairwise(time_grid(num_steps)):
         x = states[law > 0]
         rows = t.expand(len(x)), s.expand(len(x))
         step = Ancestral(process=process).transition(denoiser, x, *rows)
         law = mix_products(law[law > 0], step.log_probs().double().exp())  # type: ignore[attr-defined]
-        x, p = states[law > 0], law[law > 0]
-        if s > 0 and isinstance(corrector, Gibbs):
-            law = p @ gibbs_kernel(corrector, x, s)
-        elif s > 0 and corrector is not None:
-            rows = s.expand(len(x)), (t - s).expand(len(x))
-            law = mix_products(p, corrector.transition(denoiser, x, *rows).log_probs().exp())
+        for _ in range(num_corrections if s > 0 else 0):
+            x, p = states[law > 0], law[law > 0]
+            if isinstance(corrector, Gibbs):
+                law = p @ gibbs_kernel(corrector, x, s)
+            elif corrector is not None:
+                rows = s.expand(len(x)), (t - s).expand(len(x))
+                law = mix_products(p, corrector.transition(denoiser, x, *rows).log_probs().exp())
     return law
 
 
@@ -137,23 +142,50 @@ def test_correctors_lower_the_error_at_few_steps(process: DiscreteProcess, num_s
 
 
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
-def test_draws_have_the_law_of_the_recursion(process: DiscreteProcess) -> None:
-    sampler = PredictorCorrector(predictor=Ancestral(process=process), corrector=Gibbs(process=process))
-    exact = corrected_law(process, Gibbs(process=process), 3)
-    drawn = sample(sampler, WORLD.denoiser(process), (100_000, 3), num_steps=3, rng=Rng(1))
+@pytest.mark.parametrize("kind", [Gibbs, ForwardBackward])
+def test_draws_have_the_law_of_the_recursion(
+    process: DiscreteProcess, kind: type[Gibbs] | type[ForwardBackward]
+) -> None:
+    """Two corrections a step, whose draws are independent."""
+    corrector = kind(process=process)
+    sampler = PredictorCorrector(predictor=Ancestral(process=process), corrector=corrector, num_corrections=2)
+    exact = corrected_law(process, corrector, 3, num_corrections=2)
+    drawn = sample(sampler, WORLD.denoiser(process), (50_000, 3), num_steps=3, rng=Rng(1))
     assert chi_square(state_index(drawn, process.vocab_size).bincount(minlength=len(exact)), exact) > FALSE_ALARM
 
 
-def test_forward_backward_draws_the_law_that_it_scores() -> None:
-    corrector, n, s = ForwardBackward(process=MASKED), 100_000, 0.5
-    law = WORLD.noised(MASKED, s)
-    x = enumerate_states(4, 3)[draw_states(law, 1, Rng(0))].expand(n, 3)
+@pytest.mark.parametrize("process", KINDS, ids=NAMES)
+def test_forward_backward_draws_the_law_that_it_scores(process: DiscreteProcess) -> None:
+    corrector, n, s, v = ForwardBackward(process=process), 50_000, 0.5, process.vocab_size
+    law = WORLD.noised(process, s)
+    x = enumerate_states(v, 3)[draw_states(law, 1, Rng(0))].expand(n, 3)
     rows = torch.full((n,), s, dtype=torch.float64), torch.full((n,), 0.3, dtype=torch.float64)
-    sites = corrector.transition(WORLD.denoiser(MASKED), x[:1], rows[0][:1], rows[1][:1]).log_probs().exp()
+    sites = corrector.transition(WORLD.denoiser(process), x[:1], rows[0][:1], rows[1][:1]).log_probs().exp()
     exact = mix_products(torch.ones(1, dtype=torch.float64), sites)
     everywhere = torch.ones_like(x, dtype=torch.bool)
-    drawn, _ = corrector.correct(WORLD.denoiser(MASKED), x, *rows, everywhere, Rng(4))
-    assert chi_square(state_index(drawn, 4).bincount(minlength=64), exact) > FALSE_ALARM
+    drawn, _ = corrector.correct(WORLD.denoiser(process), x, *rows, everywhere, Rng(4))
+    assert chi_square(state_index(drawn, v).bincount(minlength=v**3), exact) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+def test_fixed_tokens_are_shown_as_they_are(process: DiscreteProcess) -> None:
+    """Though a corrector picks more sites than a row has."""
+    for corrector in (Gibbs(process=process, num_sites=3), ForwardBackward(process=process)):
+        sampler = PredictorCorrector(predictor=Ancestral(process=process), corrector=corrector, num_corrections=2)
+        assert changes_shown(sampler, WORLD, process) == 0
+
+
+def test_all_masks_that_are_set_again_are_told() -> None:
+    masks = MultiMask(vocab_size=5, mask_id=3, num_masks=2)
+    corrector = ForwardBackward(process=masks)
+    sampler = PredictorCorrector(predictor=Ancestral(process=masks), corrector=corrector, num_corrections=2)
+    before = masks.prior((64, 3), Rng(2))
+    found = set()
+    for event in trajectory(sampler, WORLD.denoiser(masks), before, time_grid(6), rng=Rng(3)):
+        assert torch.equal(event.remasked, (event.canvas != before) & (event.canvas >= 3))
+        found |= set(event.canvas[event.remasked].tolist())
+        before = event.canvas
+    assert found == {3, 4}
 
 
 def test_asks_the_head_at_few_sites() -> None:
@@ -177,6 +209,11 @@ def test_a_predictor_keeps_its_memory() -> None:
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="wanted the same"):
         PredictorCorrector(predictor=Ancestral(process=UNIFORM), corrector=Gibbs(process=MASKED))
+    learned = DistilledLeaping(base=Euler(process=UNIFORM), times=(1.0, 0.0), factors=(1.0,))
+    nested = PredictorCorrector(predictor=Ancestral(process=UNIFORM), corrector=Gibbs(process=UNIFORM))
+    for predictor in (learned, nested):
+        with pytest.raises(ValueError, match="wanted the same"):
+            PredictorCorrector(predictor=predictor, corrector=Gibbs(process=MASKED))
     with pytest.raises(ValueError, match="at least one"):
         PredictorCorrector(predictor=Ancestral(process=UNIFORM), corrector=Gibbs(process=UNIFORM), num_corrections=0)
     with pytest.raises(ValueError, match="num_sites"):

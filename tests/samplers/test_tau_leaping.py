@@ -28,6 +28,8 @@ WORLD = TinyJoint.random(3, 3, seed=5)
 
 
 class TestFirstJump(SamplerContract):
+    num_steps = 4
+
     def make(self) -> tuple[TauLeaping, DiscreteProcess]:
         return TauLeaping(process=UNIFORM), UNIFORM
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from contracts import FALSE_ALARM, SamplerContract
-from ctmc_worlds import orders, start_law, two_stage_law
+from ctmc_worlds import changes_shown, orders, start_law, two_stage_law
 from unmask import Rng, sample
 from unmask.oracles.statistics import chi_square, total_variation
 from unmask.oracles.tiny_joint import TinyJoint, state_index
@@ -58,6 +58,11 @@ def test_first_order_on_dependent_sites(process: DiscreteProcess) -> None:
     better = total_variation(two_stage_law(ThetaTrapezoidal(process=process), PAIR, process, 32, start), target)
     assert orders(errors) == pytest.approx([1.0, 1.0], abs=0.15)
     assert better < 0.2 * errors[-1]
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+def test_fixed_tokens_are_shown_as_they_are(process: DiscreteProcess) -> None:
+    assert changes_shown(ThetaRK2(process=process), PAIR, process) == 0
 
 
 @pytest.mark.parametrize("theta", [0.0, 1.1, float("nan")])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from contracts import FALSE_ALARM, SamplerContract
-from ctmc_worlds import TOY, TOY_PROCESS, inner, one_stage_law, orders, start_law, two_stage_law
+from ctmc_worlds import TOY, TOY_PROCESS, changes_shown, inner, one_stage_law, orders, start_law, two_stage_law
 from helpers import CountingHead
 from unmask import Rng, sample, time_grid, trajectory
 from unmask.denoisers.masked import MaskedDenoiser
@@ -83,6 +83,11 @@ def test_asks_at_most_twice_a_step_and_only_where_a_jump_is_possible() -> None:
     *_, last = trajectory(ThetaTrapezoidal(process=masked), denoiser, canvas, time_grid(50), rng=Rng(0))
     assert last.network_calls <= 2 * 50
     assert net.rows_seen < 3 * 400, "far fewer head rows than masks seen, 400 * 50"
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+def test_fixed_tokens_are_shown_as_they_are(process: DiscreteProcess) -> None:
+    assert changes_shown(ThetaTrapezoidal(process=process), PAIR, process) == 0
 
 
 @pytest.mark.parametrize("theta", [0.0, 1.0, -1.0, float("nan")])

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from contracts import FALSE_ALARM, SamplerContract
+from ctmc_worlds import changes_shown, one_stage_law
 from unmask import Categorical, Rng, sample, time_grid, trajectory
 from unmask.law import State
 from unmask.oracles.statistics import chi_square, total_variation
-from unmask.oracles.tiny_joint import TableDenoiser, TinyJoint, state_index
+from unmask.oracles.tiny_joint import TableDenoiser, TinyJoint, draw_states, enumerate_states, state_index
 from unmask.process import DiscreteProcess
 from unmask.processes.gidd import GIDD
 from unmask.processes.masked import Masked
@@ -48,7 +49,7 @@ class TestOnUniformNoise(SamplerContract):
 def test_draws_the_data_exactly_in_one_step(process: DiscreteProcess) -> None:
     """Where a single ancestral step leaves the sites independent."""
     sampler = Uniformisation(process=process, cutoff=0.01)  # type: ignore[arg-type]
-    drawn = sample(sampler, WORLD.denoiser(process), (20_000, 3), num_steps=1, rng=Rng(1))
+    drawn = sample(sampler, WORLD.denoiser(process), (10_000, 3), num_steps=1, rng=Rng(1))
     target = WORLD.as_states(process)
     assert chi_square(state_index(drawn, process.vocab_size).bincount(minlength=len(target)), target) > FALSE_ALARM
     one = WORLD.sampler_law(Ancestral(process=process).transition, WORLD.denoiser(process), process, time_grid(1))
@@ -57,11 +58,31 @@ def test_draws_the_data_exactly_in_one_step(process: DiscreteProcess) -> None:
 
 def test_the_grid_only_groups_jumps() -> None:
     """Any times: the same law, here half-way through."""
-    x1 = UNIFORM.prior((20_000, 3), Rng(0))
+    x1 = UNIFORM.prior((10_000, 3), Rng(0))
     times = torch.tensor([1.0, 0.6, 0.55, 0.3], dtype=torch.float64)
     *_, last = trajectory(Uniformisation(process=UNIFORM, cutoff=0.01), WORLD.denoiser(UNIFORM), x1, times, rng=Rng(2))
     counts = state_index(last.canvas, 2).bincount(minlength=8)
     assert chi_square(counts, WORLD.noised(UNIFORM, 0.3)) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+@pytest.mark.parametrize("times", [[1.0, 0.9, 0.8], [0.3, 0.15, 0.0]], ids=["noise", "data"])
+def test_stretches_beyond_the_cutoff_are_reverse_steps_of_the_process(
+    process: DiscreteProcess, times: list[float]
+) -> None:
+    """Steps that lie there, whole."""
+    n, states = 50_000, enumerate_states(process.vocab_size, 3)
+    start = WORLD.noised(process, times[0])
+    exact = one_stage_law(Ancestral(process=process), WORLD, process, times, start)
+    x, sampler = states[draw_states(start, n, Rng(0))], Uniformisation(process=process, cutoff=0.4)  # type: ignore[arg-type]
+    *_, last = trajectory(sampler, WORLD.denoiser(process), x, torch.tensor(times, dtype=torch.float64), rng=Rng(1))
+    counts = state_index(last.canvas, process.vocab_size).bincount(minlength=len(exact))
+    assert chi_square(counts, exact) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
+def test_fixed_tokens_are_shown_as_they_are(process: DiscreteProcess) -> None:
+    assert changes_shown(Uniformisation(process=process, cutoff=0.25), WORLD, process) == 0  # type: ignore[arg-type]
 
 
 class Counted(TableDenoiser):

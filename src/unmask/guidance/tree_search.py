@@ -70,7 +70,7 @@ def hypervolume(rewards: Float[Tensor, "n 2"], *, reference: tuple[float, float]
 
 @dataclass(kw_only=True, eq=False)
 class _Node:
-    """A canvas on the way: its depth in steps, its children, its visits and what these were worth in sum."""
+    """A canvas on the way: its depth in steps, its children, its visits, what these were worth in sum."""
 
     x: Tensor
     depth: int
@@ -78,6 +78,7 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
     visits: int = 0
     worth: Tensor = field(default_factory=lambda: torch.zeros(()))
+    explored: bool = False  # finished, or all that is below it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +89,20 @@ class TreeSearch:
 
         mean worth + exploration * sqrt(visits of the parent) / (1 + own visits)
 
-    are not dominated by another's; makes `num_children` continuations of the leaf by one step of the sampler each, in
-    one batch (**expansion**: draws by inverse CDF, the law that perturbing logits by Gumbel noise has); denoises them
-    to the end (**rollout**); keeps what is not dominated in a Pareto set; and adds to every ancestor what the children
-    were worth (**backup**): in each reward the share of the set that a child is at least as good as.
+    are not dominated by another's, except those below which all is explored; makes `num_children` continuations of the
+    leaf by one step of the sampler each, in one batch (**expansion**: draws by inverse CDF, the law that perturbing
+    logits by Gumbel noise has); denoises them to the end (**rollout**); keeps what is not dominated in a Pareto set;
+    and adds to every ancestor what the children were worth (**backup**): in each reward the share of the set that a
+    child is at least as good as.
+
+    A step is to reveal several tokens: then a rollout tells children apart, and deep ones are cheap. With a level for
+    every token, a tree is hardly better than as many samples.
 
     **Heuristic**: what it keeps is the model's, but not as often as the model draws it.
 
     Args:
         sampler: any of one tensor of tokens, whose carry needs no handing on between canvases (`Ancestral`, `Unmask`).
-        num_rounds: >= 1.
+        num_rounds: >= 1; fewer if the whole tree is explored before.
         num_children: of a leaf, >= 1.
         exploration: >= 0.
 
@@ -153,10 +158,9 @@ class TreeSearch:
         root = _Node(x=begun, depth=0)
         found: ParetoSet | None = None
         for index in range(self.num_rounds):
+            if root.explored:
+                break
             leaf = self._select(root, rng.fold(_CHOICE, index))
-            if leaf.depth == num_steps:  # finished, and in the set if it belongs there
-                _back_up(leaf, leaf.worth / max(leaf.visits, 1), 1)
-                continue
             leaf.children = walk.expand(leaf, self.num_children, index)
             finished = walk.finish(leaf.children, index)
             values = _checked(rewards(finished), len(finished))
@@ -164,19 +168,20 @@ class TreeSearch:
                 ParetoSet(x=finished[:0], rewards=values[:0], rows_evaluated=0) if found is None else found
             ).with_more(finished, values, walk.denoiser.rows)
             for child, value in zip(leaf.children, values, strict=True):
-                _back_up(child, (value >= found.rewards).double().mean(0), 1)
+                _back_up(child, (value >= found.rewards).double().mean(0))
+            if leaf.depth == num_steps - 1:
+                _close(leaf)
         assert found is not None
         return found
 
     def _select(self, node: _Node, rng: Rng) -> _Node:
-        """A leaf, by the rule of selection at every level; ties at random."""
-        depth = 0
+        """A leaf that can be expanded, by the rule of selection at every level; ties at random."""
         while node.children:
-            bonus = torch.tensor([math.sqrt(node.visits) / (1 + child.visits) for child in node.children])
-            mean = torch.stack([child.worth / max(child.visits, 1) for child in node.children])
+            open_ones = [child for child in node.children if not child.explored]
+            bonus = torch.tensor([math.sqrt(node.visits) / (1 + child.visits) for child in open_ones])
+            mean = torch.stack([child.worth / child.visits for child in open_ones])
             front = pareto_front(mean + self.exploration * bonus[:, None]).nonzero().squeeze(1)
-            node = node.children[int(front[int(rng.fold(depth).scalar() * len(front))])]
-            depth += 1
+            node = open_ones[int(front[int(rng.fold(node.depth).scalar() * len(front))])]
         return node
 
 
@@ -207,7 +212,11 @@ class _Walk:
     def expand(self, leaf: _Node, count: int, index: int) -> list[_Node]:
         x = leaf.x.expand(count, *leaf.x.shape[1:]).clone()
         after, _ = self._step(x, self.sampler.init(x), leaf.depth, self.rng.fold(_CHILDREN, index))
-        return [_Node(x=after[i : i + 1], depth=leaf.depth + 1, parent=leaf) for i in range(count)]
+        depth = leaf.depth + 1
+        return [
+            _Node(x=after[i : i + 1], depth=depth, parent=leaf, explored=depth == len(self.times) - 1)
+            for i in range(count)
+        ]
 
     def finish(self, nodes: list[_Node], index: int) -> Tensor:
         x = torch.cat([node.x for node in nodes])
@@ -231,10 +240,16 @@ class _Rows(Denoiser):
         return law
 
 
-def _back_up(node: _Node | None, worth: Tensor, visits: int) -> None:
+def _back_up(node: _Node | None, worth: Tensor) -> None:
     while node is not None:
-        node.worth, node.visits = node.worth + worth, node.visits + visits
+        node.worth, node.visits = node.worth + worth, node.visits + 1
         node = node.parent
+
+
+def _close(node: _Node | None) -> None:
+    """Nothing is left to expand below this node, and below those that have no other."""
+    while node is not None and all(child.explored for child in node.children):
+        node.explored, node = True, node.parent
 
 
 def _of_one_row(value: Any) -> bool:

@@ -16,8 +16,9 @@ from unmask.denoiser import Denoiser
 from unmask.law import SiteLaw, State
 from unmask.leap_fitting import fit_leap, shortest_chain
 from unmask.leaping import Leaping
-from unmask.loops import time_grid
+from unmask.loops import respect_padding, time_grid
 from unmask.loss import require
+from unmask.process import DiscreteProcess
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 
@@ -59,6 +60,11 @@ class DistilledLeaping(Sampler):
                 f"DistilledLeaping: factors={self.factors}, wanted a finite number >= 0 for each of the "
                 f"{len(self.times) - 1} steps"
             )
+
+    @property
+    def process(self) -> DiscreteProcess:
+        """The noise."""
+        return self.base.process
 
     @property
     def grid(self) -> Float[Tensor, " n"]:
@@ -122,6 +128,7 @@ def distil(
         fine_steps: how many equal steps the times are chosen from; a multiple of num_steps if they are not learned.
         rng: of the noise.
         learn_times: False keeps equal steps.
+        cond: for the denoiser; padding, which an attention_mask tells, does not count.
 
     Raises:
         ValueError: for numbers of steps that do not fit.
@@ -131,6 +138,9 @@ def distil(
             f"distil: num_steps={num_steps}, fine_steps={fine_steps}; wanted at least as many fine ones, and a "
             "multiple if the times are not learned"
         )
+    rng, real = respect_padding(x0, rng, None, cond.get("attention_mask"))
+    where = torch.ones_like(x0, dtype=torch.bool) if real is None else real
+    assert isinstance(where, Tensor)
     times, stride = time_grid(fine_steps), None if learn_times else fine_steps // num_steps
     costs = torch.full((fine_steps + 1, fine_steps + 1), torch.inf, dtype=torch.float64)
     factors = torch.ones_like(costs)
@@ -140,7 +150,7 @@ def distil(
         with torch.no_grad():
             law = ask(denoiser, x, t, **cond)
             for j in [i + stride] if stride else range(i + 1, fine_steps + 1):
-                costs[i, j], factors[i, j] = fit_leap(base, law, x0, x, t, times[j].expand(len(x0)))
+                costs[i, j], factors[i, j] = fit_leap(base, law, x0, x, t, times[j].expand(len(x0)), where)
     knots = shortest_chain(costs, num_steps)
     return DistilledLeaping(
         base=base,

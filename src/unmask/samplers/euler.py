@@ -11,10 +11,11 @@ from unmask.leaping import EULER, Leaping, Rule
 class Euler(Leaping):
     """First-order steps of the reversed process's jump rates r, all sites at once:
 
-        p(x_s = y | x_t) = 1[y = x_t] + (t - s) r(x_t -> y),   y != x_t: (t - s) r(x_t -> y) / max(1, M),
+        p(x_s = y | x_t) = (t - s) r(x_t -> y) / max(1, M),   y != x_t;   it stays with what is left,
 
-    where M = (t - s) sum_y r(x_t -> y): a site that expects more than one jump makes one for sure. The step to s = 0
-    draws what is left from the process's own reverse law, and so does the first one where rates are infinite at t = 1.
+    where M = (t - s) sum_{y != x_t} r(x_t -> y): a site that expects more than one jump makes one for sure. The step to
+    s = 0 draws what is left from the process's own reverse law, and so does the first one where rates are infinite at
+    t = 1.
 
     Exact in the limit of many steps, first order in their size. For masks and a linear schedule, (t - s) r is the exact
     chance of a reveal, and the sampler is `Ancestral`. Most sites of interpolating noise are left unasked: the chance

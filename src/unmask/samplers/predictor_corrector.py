@@ -11,7 +11,10 @@ from torch import Tensor
 from unmask.correctors import Corrector
 from unmask.denoiser import Denoiser
 from unmask.law import State
+from unmask.loss import require
 from unmask.ops import expand_time
+from unmask.process import DiscreteProcess
+from unmask.processes.multi_mask import MultiMask
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 
@@ -22,16 +25,18 @@ _PREDICT, _CORRECT = 1, 2
 class PredictorCorrector(Sampler):
     """Each step of a sampler is followed by steps in place, which pull x_s towards the law that the model gives it.
 
-    **Exact** in the limit of many corrections of `Gibbs` with one site, whatever the predictor; with `ForwardBackward`,
-    of many small ones. The last step, to s = 0, is left as it is. Masked tokens that a corrector sets may be masked
-    again: `Step.remasked` tells.
+    **Exact** at every s > 0 in the limit of many corrections of `Gibbs` with one site, whatever the predictor; with
+    `ForwardBackward`, of many small ones. The last step, to s = 0, is the predictor's, and its error stays. Masked
+    tokens that a corrector sets may be masked again: `Step.remasked` tells.
 
     Args:
-        predictor: any sampler of discrete sites.
+        predictor: any sampler of discrete sites; few corrections want one whose steps end at the grid's times, as those
+            of `FirstHitting`, on its own clock, do not.
         corrector: `ForwardBackward` or `Gibbs`, of the same process.
         num_corrections: in each step, >= 1.
 
     Raises:
+        TypeError: for another predictor or corrector.
         ValueError: for a corrector of another process than the predictor's, or less than one correction.
 
     References:
@@ -46,6 +51,8 @@ class PredictorCorrector(Sampler):
     num_corrections: int = 1
 
     def __post_init__(self) -> None:
+        require(self, self.predictor, Sampler, "it makes the steps")
+        require(self, self.corrector, Corrector, "it keeps the law at one time")
         theirs = getattr(self.predictor, "process", self.corrector.process)
         if theirs != self.corrector.process:
             raise ValueError(
@@ -54,6 +61,11 @@ class PredictorCorrector(Sampler):
             )
         if self.num_corrections < 1:
             raise ValueError(f"PredictorCorrector: num_corrections={self.num_corrections}, wanted at least one")
+
+    @property
+    def process(self) -> DiscreteProcess:
+        """The noise of both."""
+        return self.corrector.process
 
     def prior(self, shape: Any, rng: Rng) -> State:
         return self.predictor.prior(shape, rng)
@@ -84,6 +96,11 @@ class PredictorCorrector(Sampler):
             tokens, scores = self.corrector.correct(denoiser, tokens, s, t - s, allowed, rng.fold(_CORRECT, k), **cond)
             if isinstance(commit, Tensor):
                 commit = commit.where(scores.isnan(), scores.to(commit.dtype))
-        mask_id = getattr(self.corrector.process, "mask_id", None)
-        remasked = carry.remasked if mask_id is None else tokens == mask_id
-        return tokens, replace(carry, commit_log_prob=commit, remasked=remasked)
+        return tokens, replace(carry, commit_log_prob=commit, remasked=self._masks(tokens, carry.remasked))
+
+    def _masks(self, tokens: Tensor, otherwise: State | None) -> State | None:
+        """Where a mask stands, if the noise has any."""
+        if isinstance(self.process, MultiMask):
+            return self.process.is_mask(tokens)
+        mask_id = getattr(self.process, "mask_id", None)
+        return otherwise if mask_id is None else tokens == mask_id

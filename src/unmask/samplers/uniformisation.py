@@ -19,7 +19,7 @@ from unmask.process import Interpolating
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 
-_START, _END, _FIRST, _WAIT, _ACCEPT, _VALUES = 1, 2, 3, 4, 5, 6
+_START, _END, _FIRST, _JUMP, _WAIT, _ACCEPT, _VALUES = 1, 2, 3, 4, 5, 6, 7
 _BISECTIONS = 32
 
 
@@ -130,9 +130,9 @@ class _Walk:
             live = time > bottom
             if not bool(live.any()):
                 return
-            self._try(live, site, time.where(live, top), self.rng.fold(count))
+            self._try(live, site, time.where(live, top), self.rng.fold(_JUMP, count))
             token = self.x.flatten(1).gather(1, site[:, None]).squeeze(1)
-            waits = -self.rng.fold(count, _WAIT).uniform(live.shape, live.device).log()
+            waits = -self.rng.fold(_JUMP, count, _WAIT).uniform(live.shape, live.device).log()
             ticks[live, site[live]] = self._tick(token[live], time[live], bottom[live], waits[live])
             count += 1
 
@@ -155,7 +155,7 @@ class _Walk:
     def _tick(self, x: Tensor, start: Tensor, end: Tensor, waits: Tensor) -> Tensor:
         """The time tau of Phi_x(tau) = Phi_x(start) - wait, -inf where it is below the end."""
         goal = self._clock(x, start) - waits
-        late = self._clock(x, end) < goal  # False for tokens that are never noise: NaN
+        late = self._clock(x, end) < goal  # False for tokens that are never noise: both are -inf
         high, low = start, end
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
