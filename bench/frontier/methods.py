@@ -93,5 +93,5 @@ def adaptive() -> dict[str, Entry]:
         rules[f"first hitting, second order {parallel}"] = lambda p, n=parallel: FirstHitting(
             process=p, parallel=n, order=2
         )
-    few = {"threshold 0.3", "entropy bound 2.0", "entropy bound 8.0", "first hitting 2", "first hitting 8"}
+    few = {"threshold 0.7", "entropy bound 0.5", "entropy bound 2.0", "first hitting 2", "first hitting 8"}
     return {name: Entry(make=make, steps=(ALL,), few=(ALL,) if name in few else ()) for name, make in rules.items()}
