@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from unmask.denoiser import Denoiser
 from unmask.denoisers.masked import MaskedDenoiser
-from unmask.law import Categorical, LogProbMap, SiteLaw, State
+from unmask.law import Annotated, Categorical, LogProbMap, SiteLaw, State
 from unmask.nn.transformer import Block, Norm, TransformerConfig, build_mask, default_positions, rotary
-from unmask.rng import Rng
 
 
-class RoundLaw(SiteLaw):
+class RoundLaw(Annotated):
     """The law of x_0 | x_t that can be asked again when some of its tokens are drawn.
 
     Args:
@@ -26,29 +25,15 @@ class RoundLaw(SiteLaw):
     """
 
     def __init__(self, law: SiteLaw, given: Callable[[Tensor], SiteLaw]) -> None:
-        self.law, self._given = law, given
+        super().__init__(law)
+        self._given = given
 
     def given(self, x: Int64[Tensor, "b *s"]) -> SiteLaw:
         """The law of the rest, when the canvas has become x."""
         return self._given(x)
 
-    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        return self.law.log_probs(where)
-
-    def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
-        return self.law.log_weights(where)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        return self.law.sample_at(where, rng)
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        return self.law.token_log_prob(x, where)
-
     def map(self, fn: LogProbMap) -> RoundLaw:
         return RoundLaw(self.law.map(fn), lambda x: self._given(x).map(fn))
-
-    def draw(self, rng: Rng) -> tuple[State, State | None]:
-        return self.law.draw(rng)
 
 
 class Adjusted(Denoiser):

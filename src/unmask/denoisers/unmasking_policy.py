@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.denoiser import Denoiser
 from unmask.denoisers.masked import MaskedDenoiser
-from unmask.law import Categorical, LogProbMap, SiteLaw, State
+from unmask.law import Annotated, Categorical, LogProbMap, SiteLaw, State
 from unmask.nn.transformer import Block, Norm, TransformerConfig, build_mask, default_positions, rotary
-from unmask.rng import Rng
 
 
-class PolicyLaw(SiteLaw):
+class PolicyLaw(Annotated):
     """A law of sites with a score for each.
 
     Args:
@@ -24,25 +23,11 @@ class PolicyLaw(SiteLaw):
     """
 
     def __init__(self, law: SiteLaw, scores: Float[Tensor, "b *s"]) -> None:
-        self.law, self.scores = law, scores
-
-    def log_probs(self, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        return self.law.log_probs(where)
-
-    def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
-        return self.law.log_weights(where)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        return self.law.sample_at(where, rng)
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        return self.law.token_log_prob(x, where)
+        super().__init__(law)
+        self.scores = scores
 
     def map(self, fn: LogProbMap) -> PolicyLaw:
         return PolicyLaw(self.law.map(fn), self.scores)
-
-    def draw(self, rng: Rng) -> tuple[State, State | None]:
-        return self.law.draw(rng)
 
 
 class UnmaskingPolicy(Denoiser):
