@@ -11,7 +11,6 @@ from unmask.processes.masked import Masked
 from unmask.samplers.ancestral import Ancestral
 from unmask.samplers.first_hitting import FirstHitting
 from unmask.samplers.maskgit import MaskGIT
-from unmask.samplers.path_planning import PathPlanning
 from unmask.samplers.predictor_corrector import PredictorCorrector
 from unmask.samplers.rdm import RoutedTopK
 from unmask.samplers.remdm import ReMDM, Window, cap
@@ -71,7 +70,6 @@ def methods() -> dict[str, Entry]:
         **planned,
         "MaskGIT": Entry(make=lambda p: MaskGIT(process=p)),
         "routed, top k": Entry(make=lambda p: RoutedTopK(process=p)),
-        "path planning": Entry(make=lambda p: PathPlanning(process=p), steps=(8,), few=(8,)),  # hundreds of calls each
         "re-masking, cap": Entry(make=lambda p: ReMDM(process=p, sigma=cap(0.02)), steps=PAST),
         "re-masking, loop": Entry(make=lambda p: ReMDM(process=p, sigma=cap(0.05), window=Window()), steps=PAST),
         **adaptive(),

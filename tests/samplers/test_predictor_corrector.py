@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
 from contracts import FALSE_ALARM, SamplerContract
-from ctmc_worlds import changes_shown, start_law
+from ctmc_worlds import changes_shown, grid, start_law
 from helpers import CountingHead
 from unmask import Rng, Sampler, sample, time_grid, trajectory
 from unmask.correctors import ForwardBackward, Gibbs
@@ -109,11 +110,14 @@ def test_gibbs_draws_from_the_conditional_given_the_other_sites(process: Discret
 
 
 def corrected_law(
-    process: DiscreteProcess, corrector: Gibbs | ForwardBackward | None, num_steps: int, num_corrections: int = 1
+    process: DiscreteProcess,
+    corrector: Gibbs | ForwardBackward | None,
+    steps: int | Sequence[float],
+    num_corrections: int = 1,
 ) -> Tensor:
     """The exact output law of ancestral sampling with so many corrections a step."""
     states, denoiser, law = enumerate_states(process.vocab_size, 3), WORLD.denoiser(process), start_law(WORLD, process)
-    for t, s in itertools.pairwise(time_grid(num_steps)):
+    for t, s in itertools.pairwise(grid(steps)):
         x = states[law > 0]
         rows = t.expand(len(x)), s.expand(len(x))
         step = Ancestral(process=process).transition(denoiser, x, *rows)
@@ -146,12 +150,14 @@ def test_correctors_lower_the_error_at_few_steps(process: DiscreteProcess, num_s
 def test_draws_have_the_law_of_the_recursion(
     process: DiscreteProcess, kind: type[Gibbs] | type[ForwardBackward]
 ) -> None:
-    """Two corrections a step, whose draws are independent."""
-    corrector = kind(process=process)
+    """Two corrections a step, whose draws are independent and whose length is the step's."""
+    corrector, times = kind(process=process), [1.0, 0.6, 0.5]
     sampler = PredictorCorrector(predictor=Ancestral(process=process), corrector=corrector, num_corrections=2)
-    exact = corrected_law(process, corrector, 3, num_corrections=2)
-    drawn = sample(sampler, WORLD.denoiser(process), (50_000, 3), num_steps=3, rng=Rng(1))
-    assert chi_square(state_index(drawn, process.vocab_size).bincount(minlength=len(exact)), exact) > FALSE_ALARM
+    exact = corrected_law(process, corrector, times, num_corrections=2)
+    x = process.prior((50_000, 3), Rng(1))
+    *_, last = trajectory(sampler, WORLD.denoiser(process), x, grid(times), rng=Rng(2))
+    counts = state_index(last.canvas, process.vocab_size).bincount(minlength=len(exact))
+    assert chi_square(counts, exact) > FALSE_ALARM
 
 
 @pytest.mark.parametrize("process", KINDS, ids=NAMES)

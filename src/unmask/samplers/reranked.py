@@ -36,6 +36,9 @@ class Reranked(Sampler):
     step and reward = log q_target / q_student at s = 0, such as minus the logit of the discriminator that
     `DivergenceInstruct` trained, it tends to the target's law.
 
+    The paper first tilts the student's logits by the gradient of the reward: that is `ClassifierGuided` around the
+    denoiser, with `first_order` and the reward of one-hot vectors as its classifier, and its scale by time.
+
     A step costs one call of the denoiser, as the base's does, and M of the reward; rows in which nothing is left to
     draw are scored with the others, and a step in which no row has anything is free.
 
@@ -50,8 +53,7 @@ class Reranked(Sampler):
 
     References:
         Zheng et al., "Ultra-fast language generation via discrete diffusion divergence instruct", 2025,
-        arXiv:2509.25035 (the re-ranking of its reward-guided ancestral sampler; the tilt of the logits by the reward's
-        gradient in the early steps, an approximation of the same kernel, is left out).
+        arXiv:2509.25035 (the re-ranking of its reward-guided ancestral sampler).
     """
 
     base: Ancestral
