@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from unmask import Sampler
 from unmask.correctors import Gibbs
@@ -44,6 +45,7 @@ class Entry:
     few: tuple[int, ...] = (16, 64)
 
 
+TWO_CALLS: dict[str, Any] = {"steps": (4, 8, 16, 32, 64), "few": (8, 32)}  # those that make two calls a step
 PAST = (8, 16, 32, 64, 128, 256, 512)  # a sample has 128 tokens: more steps than those
 
 
@@ -62,11 +64,12 @@ def methods() -> dict[str, Entry]:
         for name, order in orders.items()
     }
     return {
-        "ancestral": Entry(make=lambda p: Ancestral(process=p), steps=PAST),
+        "ancestral": Entry(make=lambda p: Ancestral(process=p), steps=PAST[:-1]),
         "ancestral, Gibbs corrections": Entry(
-            make=lambda p: PredictorCorrector(predictor=Ancestral(process=p), corrector=Gibbs(process=p))
+            make=lambda p: PredictorCorrector(predictor=Ancestral(process=p), corrector=Gibbs(process=p)),
+            **TWO_CALLS,
         ),
-        "theta-trapezoidal": Entry(make=lambda p: ThetaTrapezoidal(process=p)),
+        "theta-trapezoidal": Entry(make=lambda p: ThetaTrapezoidal(process=p), **TWO_CALLS),
         **planned,
         "MaskGIT": Entry(make=lambda p: MaskGIT(process=p)),
         "routed, top k": Entry(make=lambda p: RoutedTopK(process=p)),

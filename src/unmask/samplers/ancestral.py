@@ -24,7 +24,8 @@ class Ancestral(Sampler):
     """Draw x_s from the process's reverse law, p(x_s | x_t) = E_{x_0 ~ model} q(x_s | x_t, x_0), site by site.
 
     Exact in the limit of many steps (each step treats sites as independent given x_t); with one token revealed at a
-    time it is exact for masked diffusion. Filters make it heuristic: they target a sharper law than the model's.
+    time it is exact for masked diffusion. Filters make it heuristic: they target a sharper law than the model's. With
+    a model of scores this step is also known as Tweedie tau-leaping.
 
     For the masked process the positions to reveal are drawn first: the head is evaluated there only, and a step that
     reveals nothing makes no network call, so T steps on L tokens cost T (1 - (1 - 1/T)^L) calls on average (linear
@@ -32,7 +33,7 @@ class Ancestral(Sampler):
 
     Args:
         process: any `Process`.
-        temperature: > 0; values below 1 sharpen the model's law; 0 takes the most probable value.
+        temperature: >= 0; values below 1 sharpen the model's law; 0 takes the most probable value.
         top_k: draw among the k most probable values only.
         top_p: draw among the fewest values whose probabilities sum to at least top_p.
 
@@ -41,7 +42,8 @@ class Ancestral(Sampler):
 
     References:
         Shi et al., "Simplified and generalized masked diffusion for discrete data", 2024, arXiv:2406.04329 (ancestral
-        sampler); Holtzman et al., "The curious case of neural text degeneration", 2019, arXiv:1904.09751 (top-p).
+        sampler); Lou et al., 2023, arXiv:2310.16834 (Tweedie tau-leaping); Holtzman et al., "The curious case of neural
+        text degeneration", 2019, arXiv:1904.09751 (top-p).
     """
 
     process: Process
