@@ -53,7 +53,7 @@ def trajectories(length: int, k: int) -> Rollout:
                 step[site], place[site] = number, j
         rows += [(list(x), step, place) for x in itertools.product(range(2), repeat=length)]
     x, step, place = (torch.tensor(column) for column in zip(*rows, strict=True))
-    return Rollout(process=BITS, x=x, step=step, place=place, num_steps=steps)
+    return Rollout(process=BITS, x=x, step=step, place=place, num_steps=steps, by_policy=True)
 
 
 def by_hand(model: Tables, listed: Rollout) -> Tensor:

@@ -48,7 +48,7 @@ class Step:
     seconds: float
 
 
-class _Counted(Denoiser):
+class Counted(Denoiser):
     """Counts evaluations; guidance that evaluates twice is counted twice only if it is inside."""
 
     def __init__(self, inner: Denoiser) -> None:
@@ -121,7 +121,7 @@ def _steps(
     editable: State | None,
     **cond: Any,
 ) -> Iterator[Step]:
-    counted, begun = _Counted(denoiser), time.perf_counter()
+    counted, begun = Counted(denoiser), time.perf_counter()
     rng, editable = respect_padding(x, rng, editable, cond.get("attention_mask"))
     carry, site = sampler.init(x), _first(x)
     for index, (t, s) in enumerate(itertools.pairwise(times.tolist())):

@@ -109,6 +109,14 @@ def test_no_nan_at_the_ends_of_time(t: float) -> None:
             assert not bool(values.log_probs().isnan().any())
 
 
+def test_a_token_where_all_is_noise_cannot_be_noise() -> None:
+    """A given token on a canvas of masks at t = 1: neither part makes a NaN of it."""
+    x, process = torch.tensor([[3, 1, 3]]), PROCESSES[2]
+    planned, values = (kind(WORLD.denoiser(process), process)(x, time(1.0)) for kind in (Planner, GivenNoise))
+    torch.testing.assert_close(planned.log_probs().exp()[0, :, 1], torch.tensor([1.0, 0.0, 1.0]).double())
+    torch.testing.assert_close(values.log_probs().exp()[0, 1], torch.tensor([0.0, 1.0, 0.0, 0.0]).double())
+
+
 def test_conditions_reach_the_network_and_padding_changes_nothing() -> None:
     process, tokens = Uniform(vocab_size=4), (Rng(3).uniform((4, 5)) * 4).long()
     for kind in (Planner, GivenNoise):

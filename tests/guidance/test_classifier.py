@@ -12,7 +12,7 @@ from guided_worlds import Given, LabelledWorld
 from unmask import Denoiser, DiscreteProcess, Rng, Sampler, ask, sample, time_grid
 from unmask.guidance.classifier import ClassifierGuided
 from unmask.oracles.statistics import total_variation
-from unmask.oracles.tiny_joint import TableDenoiser, enumerate_states, state_index
+from unmask.oracles.tiny_joint import TableDenoiser, TinyJoint, enumerate_states, state_index
 from unmask.processes.masked import Masked
 from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
@@ -144,6 +144,20 @@ def test_first_order_is_exact_for_a_linear_log_probability_and_errs_for_another(
         errors.append(float((exact - taylor).abs().sum(-1).max() / 2))
     assert errors[0] < 1e-6
     assert 0.02 < errors[1] < errors[2]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 3.0])
+def test_an_additive_reward_tilts_independent_sites_exactly(gamma: float, num_steps: int) -> None:
+    """p(x) exp(gamma r(x)) / Z with r a sum over sites, whatever the number of steps."""
+    sites = Rng(4).normal((3, 3)).exp()
+    world = TinyJoint(torch.einsum("a,b,c->abc", *sites))
+    of_tokens, of_vectors = soft(LabelledWorld(seed=5), MASKED, 0.0)
+    model = ClassifierGuided(world.denoiser(MASKED), of_vectors, first_order=True, guidance_scale=gamma)
+    law = world.sampler_law(Ancestral(process=MASKED).transition, model, MASKED, time_grid(num_steps))
+    tilted = world.probs * (gamma * of_tokens(world.sequences, time(0.0).expand(27))).exp()
+    assert total_variation(world.probs, tilted / tilted.sum()) > 0.2, "the reward has to change something"
+    torch.testing.assert_close(law[state_index(world.sequences, 4)], tilted / tilted.sum(), atol=1e-6, rtol=0)
 
 
 def test_first_order_asks_once_and_works_without_gradients() -> None:

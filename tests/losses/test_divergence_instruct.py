@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from contracts import PaddedChain
 from helpers import fit, padded
 from unmask import Categorical, Denoiser, Rng, time_grid
+from unmask.guidance.classifier import ClassifierGuided
 from unmask.losses.any_order import AnyOrderNLL
 from unmask.losses.divergence_instruct import Discriminator, DivergenceInstruct
 from unmask.nn.transformer import TransformerConfig
@@ -182,6 +183,36 @@ def test_the_discriminator_network() -> None:
     tokens, mask = padded(x, 1, 3)
     torch.testing.assert_close(critic(tokens, t, attention_mask=mask), critic(x, t))
     assert float(critic(x, t).detach().std()) > 0.01
+
+
+def test_the_discriminator_tilts_a_student_by_its_gradient() -> None:
+    """First-order guidance with minus the logit of soft tokens: log p + h times the slope towards each value."""
+    h, t = 2.0, torch.full((3,), 0.5).double()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = TransformerConfig(vocab_size=4, dim=16, num_layers=1, num_heads=2, max_length=9).build()
+        critic = Discriminator(net, dim=16)
+        nn.init.normal_(critic.logit.weight)
+    critic.double()
+
+    def reward(soft: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return -critic(soft.argmax(-1), t, soft_tokens=soft.double(), **cond)
+
+    student = PaddedChain(4)
+    x = torch.tensor([[3, 1, 3, 3, 3], [3, 3, 3, 3, 3], [0, 3, 2, 3, 3]])
+    mask = torch.tensor([[True] * 5, [True] * 4 + [False], [True] * 5])
+    got = ClassifierGuided(student, reward, first_order=True, guidance_scale=h)(x, t, attention_mask=mask).log_probs()
+    canvas, eps = nn.functional.one_hot(x, 4).double(), 1e-4
+    for i in range(4):
+        wanted = student(x, t, attention_mask=mask).log_probs()[:, i].double()
+        for v in range(3):
+            step = torch.zeros_like(canvas)
+            step[:, i, v], step[:, i, 3] = eps, -eps
+            rise = reward(canvas + step, t, attention_mask=mask) - reward(canvas - step, t, attention_mask=mask)
+            wanted[:, v] += h * rise.detach() / (2 * eps)
+        masked = x[:, i] == 3
+        torch.testing.assert_close(got[masked, i], wanted[masked].log_softmax(-1), atol=1e-5, rtol=0)
+    assert float((got - student(x, t, attention_mask=mask).log_probs())[x == 3].nan_to_num().abs().max()) > 0.1
 
 
 # -- a discriminator that has to be learnt -----------------------------------------------------------------------

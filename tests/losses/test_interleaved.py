@@ -12,6 +12,7 @@ from interleaved_worlds import Exact, draw, process
 from unmask import Rng
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.losses.interleaved import InterleavedLoss
+from unmask.processes.interleaved import TOKENS, VALUES
 
 NOISE = process(4)
 LOSS = InterleavedLoss(process=NOISE)
@@ -20,13 +21,14 @@ LOSS = InterleavedLoss(process=NOISE)
 class Bent(nn.Module):
     """The exact outputs, moved."""
 
-    def __init__(self, scale: float = 1.0, shift: float = 0.0) -> None:
+    def __init__(self, scale: float = 1.0, shift: float = 0.0, lean: float = 0.0) -> None:
         super().__init__()
-        self.exact, self.scale, self.shift = Exact(NOISE), scale, shift
+        self.exact, self.scale, self.shift, self.lean = Exact(NOISE), scale, shift, lean
 
     def forward(self, *inputs: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
+        self.seen = inputs
         logits, means = self.exact(*inputs, **cond)
-        return self.scale * logits, means + self.shift
+        return self.scale * logits, means + self.shift + self.lean * inputs[1]  # of the number as it stands
 
 
 def test_the_exact_conditionals_are_the_minimum() -> None:
@@ -36,29 +38,42 @@ def test_the_exact_conditionals_are_the_minimum() -> None:
         return LOSS(InterleavedDenoiser(net, NOISE), x, Rng(4))
 
     best = value(Bent())
-    for worse in (Bent(scale=0.7), Bent(scale=1.4), Bent(shift=0.15), Bent(shift=-0.15)):
+    for moved in ({"scale": 0.7}, {"scale": 1.4}, {"shift": 0.15}, {"shift": -0.15}, {"lean": 0.15}, {"lean": -0.15}):
+        worse = Bent(**moved)
         gap = value(worse) - best
         assert float(gap.mean()) > 5.3 * float(gap.std()) / len(gap) ** 0.5
 
 
-def test_given_elements_cost_nothing_and_are_told() -> None:
-    class Telling(Bent):
-        def forward(self, *inputs: Tensor, **cond: Any) -> tuple[Tensor, Tensor]:
-            self.given = inputs[5]
-            return super().forward(*inputs, **cond)
-
-    net, x = Telling(), draw(4000, Rng(7))
+def test_given_elements_stay_cost_nothing_and_are_told() -> None:
+    net, x = Bent(), draw(4000, Rng(7))
     values = InterleavedLoss(process=NOISE, given_share=1.0)(InterleavedDenoiser(net, NOISE), x, Rng(8))
-    assert abs(float(net.given.double().mean()) - 0.5) < 5.3 * 0.41 / 4000**0.5  # a row's share has variance 1/12
-    assert 0.3 < float((values == 0).double().mean()) < 0.7
+    tokens, numbers, _, _, visited, given = net.seen
+    assert abs(float(given.double().mean()) - 0.5) < 5.3 * 0.41 / 4000**0.5  # a row's share has variance 1/12
+    assert torch.equal(values == 0, (visited & given).any(1))
+    for now, before, at in ((tokens, x[TOKENS], slice(2)), (numbers, x[VALUES], slice(2, 3))):
+        kept = given[:, at] & ~visited[:, at]
+        assert torch.equal(now[kept], before[kept].to(now.dtype))
+
+
+def test_all_parts_of_a_visit_are_trained_alike() -> None:
+    net, n = Bent(), 4000
+    LOSS(InterleavedDenoiser(net, NOISE), draw(n, Rng(7)), Rng(8))
+    u = net.seen[3]
+    assert 0 < float(u.min()) < float(u.max()) <= 1
+    assert abs(float(u.mean()) - 1 / 2) < 5.3 * (1 / 12 / n) ** 0.5
+    assert abs(float(u.square().mean()) - 1 / 3) < 5.3 * (4 / 45 / n) ** 0.5
 
 
 def test_rows_do_not_depend_on_their_batch() -> None:
-    x, denoiser = draw(6, Rng(1)), InterleavedDenoiser(Bent(), NOISE)
-    together = LOSS(denoiser, x, Rng(2).rows(torch.arange(6)))
+    x, denoiser, loss = (
+        draw(6, Rng(1)),
+        InterleavedDenoiser(Bent(), NOISE),
+        InterleavedLoss(process=NOISE, given_share=0.7),
+    )
+    together = loss(denoiser, x, Rng(2).rows(torch.arange(6)))
     for i in range(6):
         alone = {k: v[i : i + 1] for k, v in x.items()}
-        torch.testing.assert_close(LOSS(denoiser, alone, Rng(2).rows(torch.tensor([i]))), together[i : i + 1])
+        torch.testing.assert_close(loss(denoiser, alone, Rng(2).rows(torch.tensor([i]))), together[i : i + 1])
 
 
 def test_refuses() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interleaved_worlds import CENTRES, JOINT, SPREAD, Exact, draw, exact_histogram, histogram, process
-from unmask import Rng, sample
+from unmask import Carry, Rng, sample
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.oracles.statistics import total_variation
 from unmask.processes.interleaved import TOKENS, VALUES
@@ -21,9 +21,9 @@ def test_a_mixed_joint_law_is_recovered_as_substeps_grow() -> None:
     noise = process(8)
     denoiser = InterleavedDenoiser(Exact(noise), noise)
     errors = []
-    for substeps in (1, 4, 16):
+    for substeps, num_steps in ((1, 4), (4, 24), (16, 7)):  # a grid only groups the 24 visits
         sampler = InterleavedSteps(process=noise, num_substeps=substeps)
-        drawn = sample(sampler, denoiser, SHAPE, num_steps=4, rng=Rng(1))
+        drawn = sample(sampler, denoiser, SHAPE, num_steps=num_steps, rng=Rng(1))
         assert isinstance(drawn, dict)
         errors.append(total_variation(histogram(drawn), exact_histogram()))
     print(errors, "as many draws of the law itself:", total_variation(histogram(draw(N, Rng(2))), exact_histogram()))
@@ -47,7 +47,7 @@ def test_given_elements_are_conditioned_on() -> None:
     assert total_variation(counts, law / law.sum()) < 0.03
 
 
-def test_rows_and_grids_change_nothing() -> None:
+def test_rows_do_not_depend_on_their_batch() -> None:
     noise = process(3)
     denoiser, sampler = InterleavedDenoiser(Exact(noise), noise), InterleavedSteps(process=noise)
     shape = {TOKENS: (5, 2), VALUES: (5, 1)}
@@ -61,6 +61,30 @@ def test_rows_and_grids_change_nothing() -> None:
         torch.testing.assert_close(alone[VALUES], together[VALUES][i : i + 1])
 
 
+def test_rows_at_different_times_undo_their_own_visits() -> None:
+    noise = process(3)
+    denoiser, sampler = InterleavedDenoiser(Exact(noise), noise), InterleavedSteps(process=noise)
+    x = noise.prior({TOKENS: (2, 2), VALUES: (2, 1)}, Rng(0))
+    t, s = torch.tensor([1.0, 5 / 9]).double(), torch.tensor([8 / 9, 1 / 9]).double()
+    both, _ = sampler.step(denoiser, x, t, s, Carry(), Rng(4))
+    assert isinstance(x, dict)
+    assert isinstance(both, dict)
+    for i in range(2):
+        one = {k: v[i : i + 1] for k, v in x.items()}
+        alone, _ = sampler.step(denoiser, one, t[i : i + 1], s[i : i + 1], Carry(), Rng(4).rows(torch.tensor([i])))
+        assert isinstance(alone, dict)
+        assert torch.equal(alone[TOKENS], both[TOKENS][i : i + 1])
+        torch.testing.assert_close(alone[VALUES], both[VALUES][i : i + 1])
+
+
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="num_substeps=0"):
         InterleavedSteps(process=process(), num_substeps=0)
+    noise = process()
+    denoiser, shape = InterleavedDenoiser(Exact(noise), noise), {TOKENS: (2, 2), VALUES: (2, 1)}
+    x, steps = noise.prior(shape, Rng(0)), InterleavedSteps(process=noise)
+    t, s = torch.full((2,), 1.0).double(), torch.full((2,), 0.5).double()
+    with pytest.raises(TypeError, match="wanted a dict"):
+        steps.step(denoiser, x, t, s, Carry(), Rng(0), editable=torch.ones(2, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="attention_mask"):
+        steps.step(denoiser, x, t, s, Carry(), Rng(0), attention_mask=torch.ones(2, 2).bool())

@@ -92,8 +92,8 @@ class TestExternal(Planned):
 
 
 def to_level(found: Candidates) -> Tensor:
-    """As many reveals as leave floor(N (1 - alpha_s)) masks of the whole canvas."""
-    left = torch.floor(found.x.shape[1] * found.process.schedule.noise(found.s) + 1e-9).long()
+    """As many reveals as leave floor(N (1 - alpha_s)) masks of the N = 9 free sites."""
+    left = torch.floor(9 * found.process.schedule.noise(found.s) + 1e-9).long()
     return found.sizes - left
 
 
@@ -101,20 +101,42 @@ def to_level(found: Candidates) -> Tensor:
     "order", [top_probability(), top_probability(noise=0.7), random_order, margin(), entropy(), left_to_right]
 )
 def test_without_re_masking_it_is_plain_unmasking_with_that_order_to_the_bit(order: Order) -> None:
-    """Canvas by canvas, calls and commits too, for each order and any editable set with as many free sites."""
+    """Canvas by canvas, calls and commits too, for each order, alone and behind three fixed tokens and a fixed mask."""
     denoiser = MaskedDenoiser(CountingHead(vocab_size=12), vocab_size=12, mask_id=11)
     process = Masked(vocab_size=12, mask_id=11)
     plain = Unmask(process=process, order=order, quota=to_level)
     planning = PathPlanning(process=process, order=order, eta=0.0, judge=_unwanted)
-    runs = [
-        list(trajectory(sampler, denoiser, process.prior((6, 9), Rng(0)), time_grid(13), rng=Rng(4)))
-        for sampler in (plain, planning)
-    ]
-    for one, two in zip(*runs, strict=True):
-        assert torch.equal(one.canvas, two.canvas)  # type: ignore[arg-type]
-        assert one.network_calls == two.network_calls
-        assert torch.equal(one.commit_log_prob.nan_to_num(), two.commit_log_prob.nan_to_num())  # type: ignore[union-attr]
-        assert not bool(two.remasked.any())  # type: ignore[union-attr]
+    whole = process.prior((6, 9), Rng(0))
+    fixed = torch.tensor([[2, 5, 7, 11]]).expand(6, -1)
+    for canvas in (whole, torch.cat([fixed, whole], 1)):
+        editable = (torch.arange(canvas.shape[1]) >= canvas.shape[1] - 9).expand(canvas.shape)
+        runs = [
+            list(trajectory(sampler, denoiser, canvas, time_grid(13), rng=Rng(4), editable=editable))
+            for sampler in (plain, planning)
+        ]
+        for one, two in zip(*runs, strict=True):
+            assert torch.equal(one.canvas, two.canvas)  # type: ignore[arg-type]
+            assert one.network_calls == two.network_calls
+            assert torch.equal(one.commit_log_prob.nan_to_num(), two.commit_log_prob.nan_to_num())  # type: ignore[union-attr]
+            assert not bool(two.remasked.any())  # type: ignore[union-attr]
+
+
+def test_the_model_is_told_the_time_of_the_canvas_that_it_sees() -> None:
+    """The share of its masks, with one more where a token is hidden to be judged; padding does not count."""
+    shares = []
+
+    class Clocked(PaddedChain):
+        def forward(self, xt: Tensor, t: Tensor, **cond: Any) -> Categorical:  # type: ignore[override]
+            real = cond["attention_mask"]
+            share = ((xt == 3) & real).sum(1) / real.sum(1)
+            torch.testing.assert_close(t, share.double(), atol=1e-6, rtol=0)
+            shares.append(share)
+            return super().forward(xt, t, **cond)
+
+    real = (torch.arange(7) < torch.tensor([[7], [5]])).repeat(3, 1)
+    canvas = torch.full((6, 7), 3).masked_fill(~real, 0)
+    list(trajectory(PathPlanning(process=PROCESS), Clocked(4), canvas, time_grid(5), rng=Rng(0), attention_mask=real))
+    assert len(shares) > 5
 
 
 def _unwanted(draft: Any) -> Tensor:

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from contracts import PaddedChain, SamplerContract
+from contracts import FALSE_ALARM, PaddedChain, SamplerContract
 from ctmc_worlds import orders
 from order_worlds import Lookup, words
 from unmask import Categorical, Denoiser, Rng, sample, time_grid, trajectory
 from unmask.denoisers.planned import GivenNoise, Planner
-from unmask.oracles.statistics import total_variation
+from unmask.oracles.statistics import chi_square, total_variation
 from unmask.oracles.tiny_joint import TinyJoint, enumerate_states, state_index
 from unmask.process import Interpolating
 from unmask.processes.gidd import GIDD
@@ -126,6 +126,28 @@ def test_with_masks_the_grid_is_ancestral_sampling() -> None:
         )
         two = world.sampler_law(plain.transition, world.denoiser(process), process, time_grid(steps))
         torch.testing.assert_close(one, two, atol=1e-12, rtol=0)
+
+
+def test_masks_are_noise_whatever_a_planner_says() -> None:
+    """A planner that doubts all sites alike: tokens are mended now and then, masks as in ancestral sampling."""
+
+    class Even(Denoiser):
+        def forward(self, xt: Tensor, t: Tensor, **cond: Any) -> Categorical:  # type: ignore[override]
+            return Categorical.from_logits(torch.zeros(*xt.shape, 2).double())
+
+    class Values(Denoiser):
+        def forward(self, xt: Tensor, t: Tensor, **cond: Any) -> Categorical:  # type: ignore[override]
+            return Categorical.from_logits(torch.tensor([0.5, 0.3, 0.2, 0.0]).double().log().expand(*xt.shape, 4))
+
+    sampler, denoiser = PlannedDenoising(process=MASKED, planner=Even(), adaptive=False), Values()
+    x = torch.tensor([[3, 1, 3, 0]]).expand(20_000, -1)
+    t, s = torch.full((20_000,), 0.8).double(), torch.full((20_000,), 0.2).double()
+    law = sampler.transition(denoiser, x[:1], t[:1], s[:1]).log_probs().exp()[0]
+    torch.testing.assert_close(law[[0, 2], 3], torch.full((2,), 0.25).double())
+    torch.testing.assert_close(law[1, 0], torch.tensor(0.5 * 0.75 * 0.5).double())
+    after, _ = sampler.step(denoiser, x, t, s, sampler.init(x), Rng(3))
+    for site in range(4):
+        assert chi_square(after[:, site].bincount(minlength=4), law[site]) > FALSE_ALARM  # type: ignore[index]
 
 
 def test_the_adaptive_law_is_near_the_data_and_says_so_by_its_distance() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from contracts import FALSE_ALARM, PaddedChain, SamplerContract
+from helpers import padded
 from policy_worlds import BITS, Tables, by_hand, trajectories
 from unmask import Denoiser, Rng, sample
 from unmask.denoisers.unmasking_policy import PolicyLaw
@@ -17,7 +20,7 @@ from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
 from unmask.samplers.maskgit import MaskGIT
 from unmask.samplers.recorded import Recorded, Rollout, path, rollout
-from unmask.samplers.unmask import Unmask, per_step
+from unmask.samplers.unmask import Order, Unmask, per_step
 from unmask.select.plackett_luce import plackett_luce
 from unmask.select.random import random_order
 
@@ -94,6 +97,46 @@ def test_orders_that_are_given_cost_nothing_and_finished_rows_neither() -> None:
     steps = found.log_probs(exact)
     torch.testing.assert_close(steps.sum(1), world.log_prob(found.x), msg="one at a time: the joint law")
     assert torch.equal(steps[:, 4:], torch.zeros(32, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("order", [random_order, plackett_luce(noise=0.5), plackett_luce(noise=0.0)])
+def test_orders_of_another_law_count_as_given_for_a_policy_too(order: Order) -> None:
+    world = TinyJoint.random(3, 4, seed=5)
+    denoiser, canvas = Scored(world.denoiser(PROCESS)), torch.zeros(32, 4, dtype=torch.int64)
+    found = rollout(Unmask(process=PROCESS, order=order, quota=per_step(1)), denoiser, canvas, num_steps=4, rng=Rng(2))
+    torch.testing.assert_close(found.log_probs(denoiser).sum(1), world.log_prob(found.x))
+
+
+def test_places_do_not_depend_on_the_batch_and_policies_are_asked_for_scores() -> None:
+    world = TinyJoint.random(3, 4, seed=5)
+    denoiser, canvas = Scored(world.denoiser(PROCESS)), world.sample(8, Rng(0))
+    base, editable = Unmask(process=PROCESS, order=plackett_luce(), quota=per_step(2)), Rng(1).uniform((8, 4)) < 0.7
+    told: dict[str, Any] = {"num_steps": 3}
+    whole = rollout(base, denoiser, canvas, rng=Rng(2).rows(torch.arange(8)), editable=editable, **told)
+    for i in range(8):
+        rng, one = Rng(2).rows(torch.tensor([i])), slice(i, i + 1)
+        alone = rollout(base, denoiser, canvas[one], rng=rng, editable=editable[one], **told)
+        for name in ("x", "step", "place"):
+            assert torch.equal(getattr(alone, name), getattr(whole, name)[one])
+    with pytest.raises(TypeError, match="wanted the PolicyLaw"):
+        whole.log_probs(world.denoiser(PROCESS))
+
+
+def test_fixed_sites_and_padding_of_a_path_are_not_scored() -> None:
+    """Of uniform noise, whose kernel gives a site that was fixed a chance of moving."""
+    process, chain = Uniform(vocab_size=4), PaddedChain(4)
+    sampler, x = Ancestral(process=process), process.prior((16, 3), Rng(0))
+    editable = torch.tensor([[True, False, True]]).expand(16, -1)
+    found = path(sampler, chain, x, num_steps=3, rng=Rng(1), editable=editable)
+    t, s = (found.times[k].expand(16) for k in (0, 1))
+    sites = sampler.transition(chain, x, t, s).token_log_prob(found.canvases[1])  # type: ignore[attr-defined]
+    torch.testing.assert_close(found.log_probs(chain)[:, 0], sites[:, [0, 2]].sum(1).double())
+    assert float(sites[:, 1].abs().min()) > 0.01
+    wide, real = padded(x, 2, 1)
+    padded_path = path(sampler, chain, wide, num_steps=3, rng=Rng(1), attention_mask=real)
+    narrow = path(sampler, chain, x, num_steps=3, rng=Rng(1))
+    assert torch.equal(padded_path.canvases[-1][real].reshape(16, 3), narrow.canvases[-1])
+    torch.testing.assert_close(padded_path.log_probs(chain, attention_mask=real), narrow.log_probs(chain))
 
 
 def test_a_path_is_scored_by_its_kernel() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from contracts import FALSE_ALARM, PaddedChain
 from sat import NUM_VARIABLES, ClauseNet, instances, solved
-from unmask import Denoiser, Loss, Rng, sample
+from unmask import Categorical, Denoiser, Loss, Rng, sample
 from unmask.denoisers.glauber import GlauberDenoiser
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.losses.glauber import GlauberClassification
@@ -16,6 +16,7 @@ from unmask.oracles.statistics import chi_square, total_variation
 from unmask.oracles.tiny_joint import TinyJoint, state_index
 from unmask.processes.glauber import Glauber
 from unmask.processes.masked import Masked
+from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
 from unmask.samplers.first_hitting import FirstHitting
 from unmask.samplers.glauber import GlauberSteps
@@ -77,6 +78,20 @@ def test_fixed_sites_padding_and_the_batch_change_nothing() -> None:
     assert isinstance(bare, torch.Tensor)
     assert torch.equal(out[real].reshape(8, 3), bare)
     assert not bool(out[~real].any())
+
+
+def test_the_way_back_begins_where_the_noise_ended() -> None:
+    told = []
+
+    class Clocked(PaddedChain):
+        def forward(self, xt: torch.Tensor, t: torch.Tensor, **cond: object) -> Categorical:  # type: ignore[override]
+            told.append(float(t[0]))
+            return super().forward(xt, t, **cond)
+
+    process = Uniform(vocab_size=4)
+    x = (Rng(3).uniform((4, 3)) * 4).long()
+    redenoise(Ancestral(process=process), Clocked(4), process, x, t=0.6, num_steps=3, rounds=2, rng=Rng(0))
+    assert told == pytest.approx([0.6, 0.4, 0.2] * 2)
 
 
 def test_refuses() -> None:

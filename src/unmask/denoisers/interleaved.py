@@ -16,9 +16,9 @@ from unmask.processes.interleaved import TOKENS, VALUES, Interleaved
 class InterleavedDenoiser(Denoiser):
     """What stood at the visited element before its visit, given all other elements.
 
-    A visited **token** is hidden from the network, which says for each token a the log-odds f_a that a is signal if it
-    stands there, as in `GlauberDenoiser`; softmax(f) is the law. Of a visited **number** y_0 the network sees y_u, part
-    of its visit, and predicts the mean of y_0.
+    A visited **token** is hidden from the network, whose logits are, up to a constant, the log-odds f_a that a token a
+    is signal if it stands there, as in `GlauberDenoiser`; softmax(f) is the law. Of a visited **number** y_0 the
+    network sees y_u, part of its visit, and predicts the mean of y_0.
 
     **Conditions**: elements that are *given* were never visited. The network is told which they are, beside their
     values (a second copy of the state space, that says what is known for sure).

@@ -95,4 +95,5 @@ def _asked(
 def _by_chance(process: Interpolating, x: Tensor, t: Tensor) -> Float[Tensor, " n"]:
     """p(z = 1 | x_0 = x_t = x)."""
     noise = process._noise_at(x, t)
-    return noise / (process.schedule.alpha(t) + noise)
+    chance: Tensor = noise / (process.schedule.alpha(t) + noise)
+    return chance.nan_to_num(nan=0.0)  # at t = 1, of a value that neither data nor noise can have left

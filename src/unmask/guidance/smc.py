@@ -14,8 +14,8 @@ from torch import Tensor
 
 from unmask.denoiser import Denoiser
 from unmask.law import Law, State
-from unmask.loops import keep_fixed, respect_padding, start, time_grid
-from unmask.ops import draw_repeatedly
+from unmask.loops import Counted, keep_fixed, respect_padding, start, time_grid
+from unmask.ops import draw_categorical
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 
@@ -35,7 +35,7 @@ class Particles:
         log_weights: normalised, (b, K).
         log_normaliser: an estimate of log E_model[exp(reward / temperature)], (b,), nats; its exponential is unbiased.
         effective: particles' effective number before each resampling decision, (steps, b).
-        network_calls: evaluations of the denoisers, each of b K rows.
+        network_calls: evaluations of the denoiser and of the proposal, each of b K rows at most.
     """
 
     x: Int64[Tensor, "b k *s"]
@@ -46,8 +46,7 @@ class Particles:
 
     def draw(self, rng: Rng) -> Tensor:
         """One particle of each row, by its weight, (b, *s)."""
-        u = rng.fold(_PICK).uniform((len(self.x), 1), self.x.device)
-        chosen = draw_repeatedly(self.log_weights, u).squeeze(1)
+        chosen = draw_categorical(self.log_weights, rng.fold(_PICK).uniform((len(self.x),), self.x.device))
         return self.x[torch.arange(len(self.x), device=self.x.device), chosen]
 
 
@@ -63,11 +62,12 @@ class TwistedSMC:
     model's (`proposal`: any guided one). A row whose effective number of particles (sum w)^2 / sum w^2 falls below
     `threshold` K is resampled systematically. The G's cancel from step to step, so that they may be noisy and wrong:
 
-    **Exact** as K grows, for any reward, proposal and number of steps: it targets the law of the *sampler* tilted by
-    the reward, and exp(`log_normaliser`) is unbiased for its Z with any K. K = 1 is the sampler.
+    **Exact** as K grows, for any reward, any number of steps, and any proposal that can make each move of the model's:
+    it targets the law of the *sampler* tilted by the reward, and exp(`log_normaliser`) is unbiased for its Z with any
+    K. K = 1 without a proposal is the sampler, draw for draw.
 
-    The reward is asked about clean states only, K M (steps - 1) + K times a row; the denoiser one time a step more than
-    by the sampler.
+    The reward is asked about clean states only, K M (steps - 1) + K times a row; the denoiser once a step more than by
+    the sampler, but for the last.
 
     Args:
         sampler: with a site-wise `transition`, such as `Ancestral`, if there is a proposal; else any whose carry holds
@@ -152,7 +152,10 @@ class _Run:
         editable: Tensor | None,
         cond: dict[str, Any],
     ) -> None:
-        self.smc, self.denoiser, self.proposal, self.reward = smc, denoiser, proposal, reward
+        self.smc, self.denoiser, self.reward = smc, Counted(denoiser), reward
+        self.proposal = None if proposal is None else Counted(proposal)
+        if isinstance(canvas, dict):
+            raise TypeError(f"TwistedSMC: met columns {sorted(canvas)}, wanted one tensor of tokens, or its shape")
         whole = canvas if isinstance(canvas, Tensor) else torch.zeros(tuple(canvas), dtype=torch.int64)
         k, self.rows = smc.num_particles, len(whole)
         ids = rng.row_indices(self.rows)
@@ -160,8 +163,9 @@ class _Run:
         repeated = (ids[:, None] * k + torch.arange(k, device=ids.device)).flatten()
         self.cond = {name: self._repeat(value) for name, value in cond.items()}
         free = None if editable is None else self._repeat(editable)
-        start_at = self._repeat(whole) if isinstance(canvas, Tensor) else whole.repeat_interleave(k, 0)
-        keyed, allowed = respect_padding(start_at, rng.rows(repeated), free, self.cond.get("attention_mask"))
+        start_at = whole.repeat_interleave(k, 0)
+        keyed = dataclasses.replace(rng, row_ids=repeated, site_ids=self._repeat(rng.site_ids))
+        keyed, allowed = respect_padding(start_at, keyed, free, self.cond.get("attention_mask"))
         assert allowed is None or isinstance(allowed, Tensor)
         self.rng, self.editable = keyed, allowed
         begun = start(smc.sampler, start_at, keyed, allowed)
@@ -171,7 +175,6 @@ class _Run:
         self.potential = torch.zeros_like(self.log_weights)
         self.log_normaliser = torch.zeros(self.rows, dtype=torch.float64, device=begun.device)
         self.effective: list[Tensor] = []
-        self.calls = 0
 
     def _repeat(self, value: Any) -> Any:
         per_row = isinstance(value, Tensor) and value.ndim > 0 and len(value) == self.rows
@@ -186,7 +189,6 @@ class _Run:
             after, self.carry = self.smc.sampler.step(
                 self.denoiser, self.x, at, to, self.carry, rng, editable=self.editable, **self.cond
             )
-            self.calls += 1
         else:
             after, gain = self._propose(self.proposal, at, to, rng)
             self.log_weights = self.log_weights + gain.reshape(self.rows, -1)
@@ -206,7 +208,6 @@ class _Run:
         if self.editable is not None:
             theirs, ours = theirs.only(self.editable), ours.only(self.editable)
         after, _ = theirs.draw(rng.fold(_MOVE))
-        self.calls += 2
         return after, (ours.log_prob(after) - theirs.log_prob(after)).double()
 
     @torch.no_grad()
@@ -230,7 +231,6 @@ class _Run:
             self.rng.fold(_LOOK, index),
         )
         law: Law = self.denoiser(self.x, time, **self.cond)
-        self.calls += 1
         seen = []
         for draw in range(self.smc.num_draws):
             guess = keep_fixed(self.x, law.draw(rng.fold(draw))[0], self.editable)
@@ -253,8 +253,8 @@ class _Run:
     def _resample(self, index: int, poor: Tensor, share: Tensor) -> None:
         """Systematic: the j-th of K equally spaced points, all moved by one uniform, picks the j-th new particle."""
         k = self.smc.num_particles
-        u = self.row_rng.fold(_RESAMPLE, index).uniform((self.rows, 1), self.x.device)
-        points = (torch.arange(k, device=self.x.device) + u) / k
+        u = self.row_rng.fold(_RESAMPLE, index).uniform((self.rows,), self.x.device)
+        points = (torch.arange(k, device=self.x.device) + u[:, None]) / k
         chosen = torch.searchsorted(share.cumsum(1), points).clamp(max=k - 1)
         stay = torch.arange(k, device=self.x.device).expand(self.rows, k)
         chosen = torch.where(poor[:, None], chosen, stay)
@@ -274,7 +274,7 @@ class _Run:
             log_weights=torch.where(total[:, None].isfinite(), normalised, -math.log(k)),
             log_normaliser=self.log_normaliser + total - math.log(k),
             effective=torch.stack(self.effective),
-            network_calls=self.calls,
+            network_calls=self.denoiser.calls + (0 if self.proposal is None else self.proposal.calls),
         )
 
 

@@ -24,6 +24,11 @@ _TIMES, _SITES, _FIRST, _REST, _NOISE, _DATA = 1, 2, 3, 4, 5, 6
 class Discriminator(nn.Module):
     """A logit for each noised sequence: the mean over its real tokens of w . h_i; zero before training.
 
+    A net that reads `soft_tokens`, as `Transformer` does, makes it a reward of one-hot vectors, by whose gradient
+    `ClassifierGuided` with `first_order` tilts a student:
+
+        lambda soft, t, **cond: -discriminator(soft.argmax(-1), t, soft_tokens=soft, **cond)
+
     Args:
         net: maps (tokens (b, l), t (b,), attention_mask=..., **cond) to hidden states (b, l, d).
         dim: d.

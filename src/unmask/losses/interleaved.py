@@ -24,7 +24,7 @@ _STEP, _NOISE, _SYMBOL, _TOKEN, _INSIDE, _VALUE, _GIVEN, _SHARE = 1, 2, 3, 4, 5,
 class InterleavedLoss(Loss):
     """One random visit of each row: is the token it left signal or noise, or which number was there before?
 
-        tokens:   log(1 + exp(-/+ f)) for signal / noise, f the log-odds given to the token that the visit left;
+        tokens:   log(1 + exp(-/+ f)) for signal / noise, f = logit + log(keep v / (1 - keep)) of the token left;
         numbers:  (y_0 - mean)^2 / 2, from y_u with u ~ U(0, 1).
 
     Each has its minimum at the exact conditional (its mean, for numbers). No bound of a likelihood.

@@ -121,8 +121,8 @@ class InterleavedSteps(Sampler):
         return law
 
     def _given(self, x: dict[str, Tensor], editable: State | None) -> Bool[Tensor, "b n"]:
-        if editable is None:
-            editable = {}
-        assert isinstance(editable, dict)
+        if isinstance(editable, Tensor):
+            raise TypeError("InterleavedSteps: met one editable tensor, wanted a dict with some of tokens and values")
+        editable = editable or {}
         free = [editable.get(k, torch.ones_like(x[k], dtype=torch.bool)) for k in (TOKENS, VALUES)]
         return ~torch.cat(free, 1)

@@ -37,7 +37,7 @@ class Draft:
         t: the time of each row's share of masks, (b,).
         masks: the masks that the step may reveal, boolean (b, *s).
         decoded: the tokens to judge, boolean (b, *s), n of them.
-        mask_id: the mask.
+        process: the masked process.
         law: of x_0 | x_t.
         denoiser: the model.
         cond: its conditions.
@@ -48,7 +48,7 @@ class Draft:
     t: Float[Tensor, " b"]
     masks: Bool[Tensor, "b *s"]
     decoded: Bool[Tensor, "b *s"]
-    mask_id: int
+    process: Masked
     law: SiteLaw
     denoiser: Denoiser
     cond: dict[str, Any]
@@ -89,8 +89,9 @@ def _hidden(draft: Draft, sites: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
     known = draft.x[row]
     own = torch.zeros_like(known, dtype=torch.bool).flatten(1).scatter(1, place[:, None], True).reshape(known.shape)
     per_row = {k: v[row] if _of_rows(v, len(draft.x)) else v for k, v in draft.cond.items()}
-    law = ask(draft.denoiser, known.masked_fill(own, draft.mask_id), draft.t[row], sites=own, **per_row)
-    return law.token_log_prob(known, own)
+    hidden = known.masked_fill(own, draft.process.mask_id)
+    time = _time(draft.process, hidden, per_row.get("attention_mask"))
+    return ask(draft.denoiser, hidden, time, sites=own, **per_row).token_log_prob(known, own)
 
 
 def external(model: Callable[..., SiteLaw], *, t: float = 0.0) -> Judge:
@@ -195,8 +196,7 @@ class PathPlanning(Sampler):
         masks, decoded = masked & free, ~masked & free
         left = torch.floor(_count(free) * self.process.schedule.noise(s) + 1e-9).long()
         moves = (left > 0) if self.eta else (left > 0) & (left < _count(masks))  # rows in which there is a choice
-        share = _count(masked & real).double() / _count(real).clamp(min=1)
-        time = self.process.schedule.inverse(1.0 - share)
+        time = _time(self.process, tokens, attention_mask)
         asked = (masks & expand_time(moves | (left == 0), tokens)) | (decoded & expand_time(moves, tokens))
         law = ask(denoiser, tokens, time, sites=asked, **cond)
         judged = decoded & expand_time(moves, tokens) if self.eta else torch.zeros_like(decoded)
@@ -205,27 +205,27 @@ class PathPlanning(Sampler):
             t=time,
             masks=masks,
             decoded=judged,
-            mask_id=self.process.mask_id,
+            process=self.process,
             law=law,
             denoiser=denoiser,
             cond=cond,
             rng=rng,
         )
-        scores = self._scores(draft, masks & expand_time(moves, tokens), time, s)
+        scores = self._scores(draft, masks & expand_time(moves, tokens), decoded, s)
         rank = scores.argsort(dim=1, descending=True, stable=True).argsort(1)
         chosen = (rank < (_count(free) - left)[:, None]).reshape(tokens.shape) & free
         return draft, torch.where(
             expand_time(moves, tokens), chosen, decoded | (masks & expand_time(left == 0, tokens))
         )
 
-    def _scores(self, draft: Draft, masks: Tensor, t: Tensor, s: Tensor) -> Float[Tensor, "b l"]:
-        """Scores of the sites, flattened; tokens that nobody judges come first, fixed sites and padding last."""
+    def _scores(self, draft: Draft, masks: Tensor, decoded: Tensor, s: Tensor) -> Float[Tensor, "b l"]:
+        """Scores of the sites, flattened; at eta = 0 the decoded ones come first; fixed sites and padding last."""
         found = Candidates(
             process=self.process,
             order=self.order,
             x=draft.x,
             where=masks,
-            t=t,
+            t=draft.t,
             s=s,
             rng=draft.rng,
             ask_at=lambda sites: draft.law,
@@ -235,7 +235,7 @@ class PathPlanning(Sampler):
         if bool(masks.any()):
             scores = found.scores(self.order).double().reshape(shape)
         if self.eta == 0:
-            return scores.masked_fill(draft.x != self.process.mask_id, torch.inf).flatten(1)
+            return scores.masked_fill(decoded, torch.inf).flatten(1)
         highest = float(scores.max()) if scores.numel() else 0.0
         if highest > _ROUNDING:
             raise ValueError(
@@ -283,3 +283,10 @@ class PathPlanning(Sampler):
 
 def _count(where: Bool[Tensor, "b *s"]) -> Int64[Tensor, " b"]:
     return where.flatten(1).sum(1)
+
+
+def _time(process: Masked, x: Int64[Tensor, "b *s"], attention_mask: Tensor | None) -> Float[Tensor, " b"]:
+    """The time at which a row's share of masks, padding left out, is the expected one."""
+    real = torch.ones_like(x, dtype=torch.bool) if attention_mask is None else attention_mask
+    share = _count((x == process.mask_id) & real).double() / _count(real).clamp(min=1)
+    return process.schedule.inverse(1.0 - share)

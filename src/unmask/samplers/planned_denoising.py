@@ -134,14 +134,10 @@ class PlannedDenoising(Sampler):
         commit = torch.full(tokens.shape, torch.nan, device=tokens.device)
         if not bool(open_sites.any()):
             return x, Plan(commit_log_prob=commit, time=time, done=done)
-        log_noise = torch.full(tokens.shape, -torch.inf, dtype=torch.float64, device=tokens.device)
-        found = ask(planner, tokens, time, sites=open_sites, **cond).log_probs(open_sites)[:, 1].double()
-        log_noise = log_noise.masked_scatter(open_sites, found)
-        masks = open_sites & (tokens == self.process.mask_id) if isinstance(self.process, Masked) else None
-        log_noise = log_noise if masks is None else log_noise.masked_fill(masks, 0.0)
+        log_noise = self._log_noise(planner, tokens, time, open_sites, cond)
         if self.adaptive:
             where, time, done = self._next(log_noise, open_sites, time, rng)
-            where = where if masks is None else where | (masks & expand_time(s == 0, tokens))
+            where = where | (self._masks(tokens) & open_sites & expand_time(s == 0, tokens))
         else:
             where = rng.fold(_SITES).uniform(tokens.shape, tokens.device) < log_noise.exp() * expand_time(
                 self._flip(t, s), tokens
@@ -152,6 +148,18 @@ class PlannedDenoising(Sampler):
         values, scores = ask(denoiser, seen, time, sites=where, **cond).sample_at(where, rng.fold(_VALUES))
         after = Plan(commit_log_prob=commit.masked_scatter(where, scores.to(commit.dtype)), time=time, done=done)
         return tokens.masked_scatter(where, values), after
+
+    def _masks(self, x: Tensor) -> Bool[Tensor, "b *s"]:
+        """The sites that are noise for certain."""
+        return x == self.process.mask_id if isinstance(self.process, Masked) else torch.zeros_like(x, dtype=torch.bool)
+
+    def _log_noise(
+        self, planner: Callable[..., SiteLaw], x: Tensor, t: Tensor, where: Tensor, cond: dict[str, Any]
+    ) -> Float[Tensor, "b *s"]:
+        """log p(z_i = 1 | x_t = x) at the sites of `where`, -inf elsewhere."""
+        found = ask(planner, x, t, sites=where, **cond).log_probs(where)[:, 1].double()
+        chances = torch.full(x.shape, -torch.inf, dtype=torch.float64, device=x.device).masked_scatter(where, found)
+        return chances.masked_fill(self._masks(x) & where, 0.0)
 
     def _next(self, log_noise: Tensor, open_sites: Tensor, time: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor]:
         """The sites to mend, each row's time, and which rows are finished."""
@@ -189,8 +197,8 @@ class PlannedDenoising(Sampler):
         if self.adaptive or self.mask_id is not None:
             raise ValueError("PlannedDenoising.transition: the sites of a step are chosen jointly; set adaptive=False")
         tokens, (planner, denoiser) = self.process._tokens(x, "PlannedDenoising"), self._parts(denoiser)
-        jump = ask(planner, tokens, t, **cond).log_probs()[..., 1].double().exp()
-        jump = (jump * expand_time(self._flip(t, s), tokens))[..., None]
+        log_noise = self._log_noise(planner, tokens, t, torch.ones_like(tokens, dtype=torch.bool), cond)
+        jump = (log_noise.exp() * expand_time(self._flip(t, s), tokens))[..., None]
         values = ask(denoiser, tokens, t, **cond).log_probs().double().exp()
         stay = one_hot(tokens, self.process.vocab_size)
         return Categorical.from_logits(safe_log(jump * values + (1 - jump) * stay))

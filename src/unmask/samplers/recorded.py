@@ -14,14 +14,14 @@ from torch import Tensor
 from unmask.deferred import take_rows
 from unmask.denoiser import Denoiser
 from unmask.denoisers.unmasking_policy import PolicyLaw
-from unmask.law import Law, State
-from unmask.loops import time_grid, trajectory
-from unmask.loss import require, row_positions
+from unmask.law import Law, SiteLaw, State
+from unmask.loops import respect_padding, time_grid, trajectory
+from unmask.loss import require, row_positions, sum_sites
 from unmask.processes.masked import Masked
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 from unmask.samplers.unmask import Unmask
-from unmask.select.plackett_luce import ordered_log_prob
+from unmask.select.plackett_luce import is_plackett_luce, ordered_log_prob
 
 _VALUES, _STEP = 3, 2  # those of `Unmask` and of the loops, so that the draws are theirs
 
@@ -32,7 +32,7 @@ class Record(Carry):
 
     Args:
         step: the step that revealed it, 0 for the first, -1 for sites that no step did, (b, l).
-        place: its place in the order among those of its step, (b, l).
+        place: its place in the order among those of its step, (b, l); 0 if the step reveals all that is left.
         count: steps so far.
     """
 
@@ -93,9 +93,9 @@ class Recorded(Sampler):
         if not bool(where.any()):
             return found.x, Record(commit_log_prob=commit, step=step, place=carry.place, count=carry.count + 1)
         values, scores = found.law.sample_at(where, rng.fold(_VALUES))
-        place = carry.place
-        if bool((where != found.where).any()):  # else all is revealed, in whichever order
-            place = torch.where(where, found.ranking.argsort(1), place)
+        place, chosen = carry.place, where & (where != found.where).any(1, keepdim=True)
+        if bool(chosen.any()):  # else all is revealed, in whichever order
+            place = torch.where(chosen, found.ranking.argsort(1), place)
         after = found.x.masked_scatter(where, values)
         revealed = commit.masked_scatter(where, scores.to(commit.dtype))
         return after, Record(commit_log_prob=revealed, step=step, place=place, count=carry.count + 1)
@@ -110,6 +110,7 @@ class Rollout:
         x: the samples, (b, l).
         step, place: as in `Record`.
         num_steps: of the sampler.
+        by_policy: whether the order was `plackett_luce` of noise 1, so that its choices have probabilities.
     """
 
     process: Masked
@@ -117,6 +118,7 @@ class Rollout:
     step: Int64[Tensor, "b l"]
     place: Int64[Tensor, "b l"]
     num_steps: int
+    by_policy: bool
 
     def log_probs(self, denoiser: Denoiser, **cond: Any) -> Float[Tensor, "b n"]:
         """log-probability of each step: of the values, and of the ordered choice of their sites if that is a policy's.
@@ -141,7 +143,12 @@ class Rollout:
         law = self.process._sites(denoiser(canvas, self.process.schedule.inverse(1.0 - share), **taken), "Rollout")
         nats = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
         nats = nats.masked_scatter(where, law.token_log_prob(x, where).double()).sum(1)
-        if isinstance(law, PolicyLaw):
+        if self.by_policy:
+            if not isinstance(law, PolicyLaw):
+                raise TypeError(
+                    f"Rollout: sites were chosen by plackett_luce, but the denoiser's law is a {type(law).__name__}; "
+                    "wanted the PolicyLaw of an `UnmaskingPolicy`, which scores sites"
+                )
             choice = ordered_log_prob(law.scores, left, where, self.place[rows])
             nats = nats + torch.where((where == left).all(1), 0.0, choice)
         return total.masked_scatter(rows, nats)
@@ -155,21 +162,30 @@ class Path:
         transition: (denoiser, x, t, s, **cond) -> the law of x_s given x_t = x, such as `Ancestral.transition`.
         canvases: x at each of the times, (b, l) each.
         times: decreasing, (n + 1,).
+        editable: the sites that the steps could change, boolean (b, l); None: all.
     """
 
     transition: Callable[..., Law]
     canvases: tuple[Int64[Tensor, "b l"], ...]
     times: Float[Tensor, " n1"]
+    editable: Bool[Tensor, "b l"] | None = None
 
     def log_probs(self, denoiser: Denoiser, **cond: Any) -> Float[Tensor, "b n"]:
-        """log p(x_s | x_t) of each step, nats, with gradients."""
+        """log p(x_s | x_t) of each step over the editable sites, nats, with gradients."""
         steps = []
         for (x, after), (t, s) in zip(
             itertools.pairwise(self.canvases), itertools.pairwise(self.times.to(self.canvases[0].device)), strict=True
         ):
             law = self.transition(denoiser, x, t.expand(len(x)), s.expand(len(x)), **cond)
-            steps.append(law.log_prob(after).double())
+            steps.append(self._log_prob(law, after))
         return torch.stack(steps, 1)
+
+    def _log_prob(self, law: Law, x: Tensor) -> Float[Tensor, " b"]:
+        if self.editable is None:
+            return law.log_prob(x).double()
+        if not isinstance(law, SiteLaw):
+            raise TypeError(f"Path: met a {type(law).__name__}, wanted a law of sites: some of them were fixed")
+        return sum_sites(law.token_log_prob(x, self.editable), self.editable)
 
 
 @torch.no_grad()
@@ -196,12 +212,26 @@ def rollout(
     for number, (t, s) in enumerate(itertools.pairwise(time_grid(num_steps).to(canvas.device))):
         times = t.expand(len(canvas)), s.expand(len(canvas))
         x, record = sampler.step(denoiser, x, *times, record, keyed.fold(_STEP, number), editable=allowed, **cond)
-    return Rollout(process=base.process, x=x, step=record.step, place=record.place, num_steps=num_steps)
+    return Rollout(
+        process=base.process,
+        x=x,
+        step=record.step,
+        place=record.place,
+        num_steps=num_steps,
+        by_policy=is_plackett_luce(base.order),
+    )
 
 
 @torch.no_grad()
 def path(
-    sampler: Sampler, denoiser: Denoiser, x: Int64[Tensor, "b l"], *, num_steps: int, rng: Rng, **cond: Any
+    sampler: Sampler,
+    denoiser: Denoiser,
+    x: Int64[Tensor, "b l"],
+    *,
+    num_steps: int,
+    rng: Rng,
+    editable: Bool[Tensor, "b l"] | None = None,
+    **cond: Any,
 ) -> Path:
     """What `trajectory` draws from x with a sampler that offers its `transition`.
 
@@ -212,7 +242,9 @@ def path(
     if transition is None:
         raise TypeError(f"path: {type(sampler).__name__} has no `transition`, wanted a sampler whose kernel is known")
     times, canvases = time_grid(num_steps), [x]
-    for event in trajectory(sampler, denoiser, x, times, rng=rng, **cond):
+    _, allowed = respect_padding(x, rng, editable, cond.get("attention_mask"))
+    assert allowed is None or isinstance(allowed, Tensor)
+    for event in trajectory(sampler, denoiser, x, times, rng=rng, editable=allowed, **cond):
         assert isinstance(event.canvas, Tensor)
         canvases.append(event.canvas)
-    return Path(transition=transition, canvases=tuple(canvases), times=times)
+    return Path(transition=transition, canvases=tuple(canvases), times=times, editable=allowed)

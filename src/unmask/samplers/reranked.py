@@ -36,8 +36,11 @@ class Reranked(Sampler):
     step and reward = log q_target / q_student at s = 0, such as minus the logit of the discriminator that
     `DivergenceInstruct` trained, it tends to the target's law.
 
-    The paper first tilts the student's logits by the gradient of the reward: that is `ClassifierGuided` around the
-    denoiser, with `first_order` and the reward of one-hot vectors as its classifier, and its scale by time.
+    The paper's sampler tilts the student's logits by the gradient of the reward in early steps and re-ranks in late
+    ones. The tilt is `ClassifierGuided(denoiser, reward, first_order=True, guidance_scale=...)` with h(t) as its scale,
+    zero in late steps, and a reward of one-hot vectors (see `Discriminator`); its gradient is taken at the masks, where
+    the authors' code takes it at the student's prediction. Late steps alone are re-ranked by a reward that is zero for
+    early s. Where both act in one step the tilt is made twice, and may overshoot.
 
     A step costs one call of the denoiser, as the base's does, and M of the reward; rows in which nothing is left to
     draw are scored with the others, and a step in which no row has anything is free.
@@ -53,7 +56,7 @@ class Reranked(Sampler):
 
     References:
         Zheng et al., "Ultra-fast language generation via discrete diffusion divergence instruct", 2025,
-        arXiv:2509.25035 (the re-ranking of its reward-guided ancestral sampler).
+        arXiv:2509.25035 (its reward-guided ancestral sampler).
     """
 
     base: Ancestral

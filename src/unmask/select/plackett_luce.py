@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -48,6 +50,13 @@ def plackett_luce(*, noise: float = 1.0) -> Order:
         1959; Kool, van Hoof, Welling, "Stochastic beams and where to find them", 2019, arXiv:1903.06059 (Gumbel top-k).
     """
     return noisy(policy_scores, noise)
+
+
+def is_plackett_luce(order: Order) -> bool:
+    """Whether `ordered_log_prob` is the law of the order's choices: `plackett_luce` of noise 1."""
+    own = plackett_luce()
+    assert isinstance(own, partial)
+    return isinstance(order, partial) and order.func is own.func and order.keywords == own.keywords
 
 
 def ordered_log_prob(
