@@ -23,6 +23,7 @@ from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 
 _WHICH, _VALUES = 1, 2
+_NO_RATE = 1e-9  # a step of unit length would make no jump
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +110,16 @@ class Leap(SiteLaw):
 
 def at_an_end(process: DiscreteProcess, t: Float[Tensor, " b"], s: Float[Tensor, " b"]) -> bool:
     """Whether the step is the process's own reverse step: to s = 0, where what is left is drawn, and from t = 1 unless
-    the rates are known to be finite there, as those of masks mostly are.
+    the rates are known to be finite and above zero there, as those of masks mostly are (with a cosine schedule nothing
+    would jump).
 
     Raises:
         ValueError: if some rows are at an end and some are not.
     """
     start = t >= 1
     if isinstance(process, Masked):
-        start = start & ~process.hazard(t).isfinite()
+        hazard = process.hazard(t)
+        start = start & ~(hazard.isfinite() & (hazard > _NO_RATE))
     ends = start | (s <= 0)
     if bool(ends.any()) != bool(ends.all()):
         raise ValueError(

@@ -71,6 +71,17 @@ def test_is_ancestral_for_masks_with_a_linear_schedule_and_not_for_another() -> 
     assert total_variation(law(Euler(process=cosine), cosine, 4), law(Ancestral(process=cosine), cosine, 4)) > 0.003
 
 
+def test_no_step_is_wasted_where_there_are_no_rates() -> None:
+    """A cosine schedule has none at t = 1: that step is the process's own, and the first tokens appear in it."""
+    cosine = Masked(vocab_size=4, mask_id=3, schedule=Cosine())
+    x, one, half = torch.full((1, 3), 3), torch.ones(1).double(), torch.full((1,), 0.5).double()
+    ours, own = (
+        rule(process=cosine).transition(WORLD.denoiser(cosine), x, one, half).log_probs() for rule in (Euler, Ancestral)
+    )
+    assert float(ours[..., 3].exp().max()) < 0.8
+    torch.testing.assert_close(ours, own)
+
+
 @pytest.mark.parametrize(
     "process", [MASKED, UNIFORM, GIDD(vocab_size=4, mask_id=3, p_uniform=0.3)], ids=["masked", "uniform", "gidd"]
 )
