@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from unmask.loss import Loss
     from unmask.process import DiscreteProcess, Interpolating, Process
     from unmask.rng import Rng
-    from unmask.sampler import Carry, Sampler
+    from unmask.sampler import Carry, KernelSampler, Sampler
     from unmask.schedule import GaussianSchedule, Schedule
     from unmask.text import TextModel
 
@@ -28,7 +28,7 @@ _HOMES = {
     "loss": ("Loss",),
     "process": ("DiscreteProcess", "Interpolating", "Process"),
     "rng": ("Rng",),
-    "sampler": ("Carry", "Sampler"),
+    "sampler": ("Carry", "KernelSampler", "Sampler"),
     "schedule": ("GaussianSchedule", "Schedule"),
     "text": ("TextModel",),
 }
@@ -43,6 +43,7 @@ __all__ = [
     "DiscreteProcess",
     "GaussianSchedule",
     "Interpolating",
+    "KernelSampler",
     "Law",
     "Loss",
     "Normal",

@@ -20,7 +20,7 @@ from unmask.ops import one_hot, safe_log
 from unmask.process import DiscreteProcess
 from unmask.processes.masked import Masked
 from unmask.rng import Rng
-from unmask.sampler import Carry, Sampler
+from unmask.sampler import KernelSampler
 
 _WHICH, _VALUES = 1, 2
 _NO_RATE = 1e-9  # a step of unit length would make no jump
@@ -130,7 +130,7 @@ def at_an_end(process: DiscreteProcess, t: Float[Tensor, " b"], s: Float[Tensor,
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leaping(Sampler):
+class Leaping(KernelSampler):
     """One leap a step, whose kernel is a law of independent sites; a subclass says what the rates' jumps become.
 
     Args:
@@ -161,19 +161,3 @@ class Leaping(Sampler):
         if at_an_end(self.process, t, s):
             return self.process._sites(self.process.reverse(law, tokens, t, s), type(self).__name__)
         return Leap(reverse_jumps(self.process, law, tokens, t, duration), tokens, self.rule)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        x: State,
-        t: Tensor,
-        s: Tensor,
-        carry: Carry,
-        rng: Rng,
-        *,
-        editable: State | None = None,
-        **cond: Any,
-    ) -> tuple[State, Carry]:
-        law = self.transition(denoiser, x, t, s, **cond)
-        after, commit = (law if editable is None else law.only(editable)).draw(rng)
-        return after, Carry(commit_log_prob=commit)

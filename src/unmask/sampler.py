@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from unmask.denoiser import Denoiser
-from unmask.law import State
+from unmask.law import Law, State
 from unmask.rng import Rng
 
 
@@ -59,3 +59,27 @@ class Sampler(ABC):
         `editable` tells which sites the step may set (None: all). The loop restores the others in any case; a sampler
         that ranks, counts or spends calls on sites must leave them out itself.
         """
+
+
+class KernelSampler(Sampler):
+    """A sampler whose step is one draw from a law that it can tell: its transition kernel."""
+
+    @abstractmethod
+    def transition(self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, **cond: Any) -> Law:
+        """The law of x_s given x_t = x."""
+
+    def step(
+        self,
+        denoiser: Denoiser,
+        x: State,
+        t: Tensor,
+        s: Tensor,
+        carry: Carry,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        **cond: Any,
+    ) -> tuple[State, Carry]:
+        law = self.transition(denoiser, x, t, s, **cond)
+        after, commit = (law if editable is None else law.only(editable)).draw(rng)
+        return after, Carry(commit_log_prob=commit)

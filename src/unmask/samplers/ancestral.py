@@ -16,11 +16,11 @@ from unmask.law import Law, State
 from unmask.ops import keep_top_k, keep_top_p, temper
 from unmask.process import Process
 from unmask.rng import Rng
-from unmask.sampler import Carry, Sampler
+from unmask.sampler import KernelSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral(Sampler):
+class Ancestral(KernelSampler):
     """Draw x_s from the process's reverse law, p(x_s | x_t) = E_{x_0 ~ model} q(x_s | x_t, x_0), site by site.
 
     Exact in the limit of many steps (each step treats sites as independent given x_t); with one token revealed at a
@@ -81,19 +81,3 @@ class Ancestral(Sampler):
         for fn in self.filters():
             law = law.map(fn)
         return self.process.reverse(law, x, t, s)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        x: State,
-        t: Tensor,
-        s: Tensor,
-        carry: Carry,
-        rng: Rng,
-        *,
-        editable: State | None = None,
-        **cond: Any,
-    ) -> tuple[State, Carry]:
-        law = self.transition(denoiser, x, t, s, **cond)
-        x, commit = (law if editable is None else law.only(editable)).draw(rng)
-        return x, Carry(commit_log_prob=commit)

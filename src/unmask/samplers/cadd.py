@@ -13,11 +13,11 @@ from unmask.law import Dirac, Law, ProductLaw, State
 from unmask.losses.cadd import masked_column
 from unmask.processes.product import Product
 from unmask.rng import Rng
-from unmask.sampler import Carry, Sampler
+from unmask.sampler import KernelSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class CADDSampler(Sampler):
+class CADDSampler(KernelSampler):
     """One step of tokens and latents (x_t, z_t) from one network call:
 
         x_s ~ the masked process's reverse law,     z_s ~ N( a z_t + b z, c ),   a, b, c of the Gaussian's reverse law,
@@ -63,19 +63,3 @@ class CADDSampler(Sampler):
         if self.estimate == "hard":
             law = ProductLaw({TOKENS: law.column(TOKENS), LATENT: Dirac(latent.mode)})
         return self.process.reverse(law, x, t, s)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        x: State,
-        t: Tensor,
-        s: Tensor,
-        carry: Carry,
-        rng: Rng,
-        *,
-        editable: State | None = None,
-        **cond: Any,
-    ) -> tuple[State, Carry]:
-        law = self.transition(denoiser, x, t, s, **cond)
-        after, commit = (law if editable is None else law.only(editable)).draw(rng)
-        return after, Carry(commit_log_prob=commit)

@@ -20,11 +20,11 @@ from unmask.loops import respect_padding, time_grid
 from unmask.loss import require
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng
-from unmask.sampler import Carry, Sampler
+from unmask.sampler import KernelSampler
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilledLeaping(Sampler):
+class DistilledLeaping(KernelSampler):
     """`Euler` or `TauLeaping` with rates times c_k between the times tau_k and tau_(k+1).
 
     A step from t to s leaps for the integral of c over it, so that any grid of times is served, the learned one,
@@ -80,22 +80,6 @@ class DistilledLeaping(Sampler):
         for (high, low), factor in zip(itertools.pairwise(self.times), self.factors, strict=True):
             duration = duration + (factor - 1) * (t.clamp(low, high) - s.clamp(low, high))
         return self.base.leap(denoiser, x, t, s, duration, **cond)
-
-    def step(
-        self,
-        denoiser: Denoiser,
-        x: State,
-        t: Tensor,
-        s: Tensor,
-        carry: Carry,
-        rng: Rng,
-        *,
-        editable: State | None = None,
-        **cond: Any,
-    ) -> tuple[State, Carry]:
-        law = self.transition(denoiser, x, t, s, **cond)
-        after, commit = (law if editable is None else law.only(editable)).draw(rng)
-        return after, Carry(commit_log_prob=commit)
 
 
 def distil(
