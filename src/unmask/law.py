@@ -63,9 +63,10 @@ class SiteLaw(Law):
     def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         """Values (n,) drawn at the sites of `where`, and the log-probability (n,) that the model gives them."""
 
-    @abstractmethod
     def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
         """Log-probability of the value x at each site: (n,), or (b, *s) when `where` is None."""
+        picked = x if where is None else x[where]
+        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def log_weights(self, where: Bool[Tensor, "b *s"]) -> Tensor:
         """Log-probabilities (n, v) up to a constant of each row: for sums that do the normalising themselves."""
@@ -84,6 +85,22 @@ class SiteLaw(Law):
 
     def sample(self, rng: Rng) -> Tensor:
         return _tensor(self.draw(rng)[0])
+
+
+class StepLaw(SiteLaw):
+    """What sites hold after a reverse step. A draw at some sites is a draw of the law of `only` these."""
+
+    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
+        drawn, scores = self.only(where).draw(rng)
+        return drawn[where], scores[where]
+
+    @abstractmethod
+    def draw(self, rng: Rng) -> tuple[Tensor, Tensor]:
+        """What stands after the step, and the log-probability that the model gave to what is new, NaN elsewhere."""
+
+    @abstractmethod
+    def only(self, editable: State) -> StepLaw:
+        """Sites outside `editable` stay as they are, and no value is asked for there."""
 
 
 class Categorical(SiteLaw):

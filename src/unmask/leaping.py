@@ -14,7 +14,7 @@ from torch import Tensor
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
 from unmask.jumps import Jumps, reverse_jumps
-from unmask.law import LogProbMap, SiteLaw, State
+from unmask.law import LogProbMap, SiteLaw, State, StepLaw
 from unmask.loss import require
 from unmask.ops import one_hot, safe_log
 from unmask.process import DiscreteProcess
@@ -53,7 +53,7 @@ SINGLE = Rule(chance=lambda expected: expected * torch.exp(-expected), peak=1.0)
 """M exp(-M): one jump of a Poisson process of M expected ones, and no more."""
 
 
-class Leap(SiteLaw):
+class Leap(StepLaw):
     """Every site stays, or jumps once, to y in proportion to the expected jumps there.
 
     A site's uniform is compared with its highest chance first, and the model is asked only about sites below it: not at
@@ -90,14 +90,6 @@ class Leap(SiteLaw):
         moves = expected * (chance / total.where(total > 0, 1.0))
         out = safe_log(moves + one_hot(self.x[sites], self.jumps.vocab_size) * (1 - chance))
         return out if where is not None else out.reshape(*self.x.shape, -1)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, scores = self.only(where).draw(rng)
-        return tokens[where], scores[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> Leap:
         """Sites outside `editable` stay, so that no value is asked for there."""

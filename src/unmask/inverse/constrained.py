@@ -185,10 +185,6 @@ class ConstrainedLaw(SiteLaw):
             out = out.index_put((bound,), tilted)
         return out if where is not None else out.reshape(*self.xt.shape, -1)
 
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b l"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
-
     def map(self, fn: LogProbMap) -> ConstrainedLaw:
         """`fn` changes the model's law, not the language."""
         return ConstrainedLaw(self.law.map(fn), self.language, self.xt, self.sites, self.mask_id)

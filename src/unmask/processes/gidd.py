@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.law import Law, LogProbMap, SiteLaw, State
+from unmask.law import Law, LogProbMap, SiteLaw, State, StepLaw
 from unmask.ops import expand_time, one_hot, safe_log
 from unmask.process import Interpolating
 from unmask.rng import Rng
@@ -228,7 +228,7 @@ class GIDD(Interpolating):
         return self.bound_weight(x0, xt, t) * self.divergence(law, x0, xt, t, where)
 
 
-class Revision(SiteLaw):
+class Revision(StepLaw):
     """The law of x_s given x_t of `GIDD`: a token stays unless noise put it there after s, else q(x_s | x_0) anew."""
 
     def __init__(
@@ -283,14 +283,6 @@ class Revision(SiteLaw):
             mixed = safe_log(fresh.scatter_add(1, z[:, None], stays[:, None]))
             out = out.index_put((self.open_sites[everywhere],), mixed)
         return out if where is not None else out.reshape(*self.xt.shape, v)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.only(where).draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> Revision:
         """Sites outside `editable` stay, so that no value is asked for there."""

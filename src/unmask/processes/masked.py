@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.law import Law, LogProbMap, SiteLaw, State
+from unmask.law import Law, LogProbMap, SiteLaw, State, StepLaw
 from unmask.ops import expand_time, one_hot
 from unmask.process import Interpolating
 from unmask.rng import Rng
@@ -108,7 +108,7 @@ class Masked(Interpolating):
         return torch.zeros(xt.shape, dtype=rate.dtype, device=xt.device).masked_scatter(masked, rate)
 
 
-class Unmasking(SiteLaw):
+class Unmasking(StepLaw):
     """The law of x_s given x_t of the masked process: a mask stays, or is replaced by a draw from the model's law."""
 
     def __init__(
@@ -142,14 +142,6 @@ class Unmasking(SiteLaw):
             mixed = torch.where(is_mask, torch.log1p(-reveal), revealed)  # the model never draws the mask itself
             out = out.index_put((self.masked[everywhere],), mixed)
         return out if where is not None else out.reshape(*self.xt.shape, v)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> Unmasking:
         """Masks outside `editable` stay, so that no value is asked for there."""

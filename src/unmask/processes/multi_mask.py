@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.law import Law, LogProbMap, SiteLaw, State
+from unmask.law import Law, LogProbMap, SiteLaw, State, StepLaw
 from unmask.ops import expand_time, one_hot
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng
@@ -145,7 +145,7 @@ class MultiMask(DiscreteProcess):
         return torch.zeros(xt.shape, dtype=rate.dtype, device=xt.device).masked_scatter(masked, rate)
 
 
-class Lifting(SiteLaw):
+class Lifting(StepLaw):
     """The law of x_s given x_t of `MultiMask`: a mask stays, with its id or a new one, or a value is drawn."""
 
     def __init__(
@@ -185,14 +185,6 @@ class Lifting(SiteLaw):
                 (self.masked[everywhere],), torch.where(is_mask, torch.log1p(-lift) + ids.log(), lifted)
             )
         return out if where is not None else out.reshape(*self.xt.shape, v)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.only(where).draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> Lifting:
         """Masks outside `editable` stay as they are, so that no value is asked for there."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.law import Law, LogProbMap, SiteLaw, State
+from unmask.law import Law, LogProbMap, SiteLaw, State, StepLaw
 from unmask.ops import expand_time, one_hot, safe_log
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng
@@ -167,7 +167,7 @@ class TokenMasked(DiscreteProcess):
         return (others + right * true) / total - true - true * (log_right - total.log())
 
 
-class TokenUnmasking(SiteLaw):
+class TokenUnmasking(StepLaw):
     """The law of x_s given x_t of `TokenMasked`.
 
     Lazy by thinning: a site's uniform u is compared with the highest chance of any token first, the value v is drawn
@@ -212,14 +212,6 @@ class TokenUnmasking(SiteLaw):
             mixed = torch.where(self.process._is_mask(device), stays, lifted)
             out = out.index_put((self.masked[everywhere],), mixed)
         return out if where is not None else out.reshape(*self.xt.shape, v)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> TokenUnmasking:
         """Masks outside `editable` stay, so that no value is asked for there."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
-from unmask.law import LogProbMap, SiteLaw, State
+from unmask.law import LogProbMap, SiteLaw, State, StepLaw
 from unmask.loss import require
 from unmask.ops import draw_categorical, draw_repeatedly, expand_time, one_hot
 from unmask.processes.mixture_path import MixturePath
@@ -132,7 +132,7 @@ class FlowEuler(Sampler):
         return tokens, Carry(commit_log_prob=commit, remasked=noised)
 
 
-class Jump(SiteLaw):
+class Jump(StepLaw):
     """Each site keeps its token, or jumps to a draw from the model's law, from the source or from a detour.
 
     Whether a site jumps is drawn before where to, so the model is asked about the sites that jump to its law, and not
@@ -197,14 +197,6 @@ class Jump(SiteLaw):
         stay = 1 - chances.sum(-1, keepdim=True).clamp(max=1.0)
         out = (out + chances[:, 1:2] * source + stay * one_hot(self.xt[sites], self.process.vocab_size)).log()
         return out if where is not None else out.reshape(*self.xt.shape, -1)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.only(where).draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> Jump:
         """Sites outside `editable` stay, so that no value is asked for there."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
-from unmask.law import LogProbMap, SiteLaw, State
+from unmask.law import LogProbMap, SiteLaw, State, StepLaw
 from unmask.loss import require
 from unmask.ops import expand_time, one_hot, safe_log, temper
 from unmask.process import Interpolating
@@ -63,7 +63,7 @@ class Routes:
         )
 
 
-class RoutedLaw(SiteLaw):
+class RoutedLaw(StepLaw):
     """The law of x_s | x_t by routing: draw x_0 from the model, then the indicator from its true law."""
 
     def __init__(
@@ -112,14 +112,6 @@ class RoutedLaw(SiteLaw):
         probs = stuck * here + torch.where(corruptible, denoise * others, 0.0) + fresh * pi_s
         log_probs = safe_log(probs)
         return log_probs if where is not None else log_probs.reshape(*self.xt.shape, -1)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.only(where).draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> RoutedLaw:
         """Sites outside `editable` stay, and no value is asked for there."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
-from unmask.law import LogProbMap, SiteLaw, State
+from unmask.law import LogProbMap, State, StepLaw
 from unmask.loss import require
 from unmask.ops import expand_time, one_hot, safe_log
 from unmask.processes.masked import Masked, Unmasking
@@ -244,7 +244,7 @@ def _weights(decoded: Bool[Tensor, "b *s"], confidence: Tensor | None) -> Float[
     return weight / expand_time(mean.where(mean > 0, 1.0), weight)
 
 
-class Remasking(SiteLaw):
+class Remasking(StepLaw):
     """The law of x_s: masks are revealed or stay, decoded tokens stay or are re-masked.
 
     Args:
@@ -267,14 +267,6 @@ class Remasking(SiteLaw):
         base = self.revealing.log_probs(everywhere)
         out = torch.where(sigma > 0, safe_log((1 - sigma) * base.exp() + sigma * mask), base)
         return out if where is not None else out.reshape(*self.sigma.shape, -1)
-
-    def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        tokens, commit = self.only(where).draw(rng)
-        return tokens[where], commit[where]
-
-    def token_log_prob(self, x: Tensor, where: Bool[Tensor, "b *s"] | None = None) -> Tensor:
-        picked = x if where is None else x[where]
-        return self.log_probs(where).gather(-1, picked[..., None]).squeeze(-1)
 
     def only(self, editable: State) -> Remasking:
         """Sites outside `editable` stay as they are."""
