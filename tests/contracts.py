@@ -95,7 +95,7 @@ class DiscreteProcessContract:
             torch.testing.assert_close(got, p0 @ self.kernel(0.0, t), atol=1e-10, rtol=0)
 
     def test_corrupt_draws_the_marginal_and_prior_draws_the_prior(self) -> None:
-        process, n = self.make(), 200_000
+        process, n = self.make(), 100_000
         for token in range(self.num_values):
             x0 = torch.full((n, 1), token)
             drawn = process.corrupt(x0, torch.full((n,), 0.4).double(), Rng(7).fold(token)).flatten()
@@ -392,7 +392,7 @@ class SamplerContract:
         transition: Callable | None = getattr(sampler, "transition", None)
         if transition is None:
             pytest.skip("the kernel is not site-wise: the sampler's own test checks its law")
-        world, n = self.world(), 200_000
+        world, n = self.world(), 100_000
         exact = world.sampler_law(transition, denoiser, process, time_grid(self.num_steps))
         drawn = sample(sampler, denoiser, (n, world.length), num_steps=self.num_steps, rng=Rng(1))
         counts = state_index(drawn, process.vocab_size).bincount(minlength=len(exact))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
-from unmask.jumps import Combined, Forward, reverse_jumps
+from unmask.jumps import Forward, WeightedSum, reverse_jumps
 from unmask.leaping import LEAP, Leap
 from unmask.loss import require
 from unmask.ops import draw_categorical, expand_time, safe_log
@@ -66,7 +66,7 @@ class ForwardBackward(Corrector):
         """The law of the corrected tokens."""
         law, span, once = ask(denoiser, x, s, **cond), self.size * h, torch.ones_like(x, dtype=torch.float64)
         jumps = reverse_jumps(self.process, law, x, s, span), Forward(self.process, x, s, span)
-        return Leap(Combined([(part, once) for part in jumps], x), x, LEAP)
+        return Leap(WeightedSum([(part, once) for part in jumps], x), x, LEAP)
 
     def correct(
         self, denoiser: Denoiser, x: Tensor, s: Tensor, h: Tensor, allowed: Tensor, rng: Rng, **cond: Any

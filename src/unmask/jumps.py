@@ -130,7 +130,7 @@ class Forward(Jumps):
         return rates.scatter(-1, x[:, None], 0.0) * self.span[where][:, None]
 
 
-class Combined(Jumps):
+class WeightedSum(Jumps):
     """(sum_k w_k jumps_k)_+, each term evaluated only where it is not zero for sure.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
-from unmask.jumps import Combined, reverse_jumps
+from unmask.jumps import WeightedSum, reverse_jumps
 from unmask.law import SiteLaw, State
 from unmask.leaping import LEAP, Leap, at_an_end
 from unmask.loss import require
@@ -81,7 +81,7 @@ class TwoStage(Sampler):
         old = reverse_jumps(self.process, law, x, t, plan.share * (t - s))
         ahead, behind = (torch.where(left, there, here) for there, here in zip(plan.left, plan.stayed, strict=True))
         begin = x if plan.restarts else star
-        return Leap(Combined([(new, ahead.double()), (old, behind.double())], begin), begin, LEAP)
+        return Leap(WeightedSum([(new, ahead.double()), (old, behind.double())], begin), begin, LEAP)
 
     def step(
         self,
