@@ -81,7 +81,7 @@ def test_a_model_without_a_causal_head_is_refused(hf_folder: Path, tmp_path: Pat
 
 
 def test_an_unknown_model_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # the variable is read at the first import
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "empty", "nobody/nothing-at-all"):
         with pytest.raises(UserError, match="cannot load it as a Hugging Face model") as error:

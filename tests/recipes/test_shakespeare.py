@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from unmask.checkpoint import load_checkpoint
+from unmask.data.shakespeare import load_shakespeare_split
 from unmask.recipes import shakespeare
 from unmask.recipes.shakespeare import ShakespeareRecipe
 
@@ -25,6 +26,8 @@ def test_twins_differ_in_direction_only() -> None:
 
 
 def test_trains_and_exports_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = tuple([texts[0][:60_000]] for texts in load_shakespeare_split())
+    monkeypatch.setattr(shakespeare, "load_shakespeare_split", lambda: parts)
     monkeypatch.setattr(shakespeare, "MODELS", tmp_path / "models")
     shakespeare.train(small(causal=False), tmp_path / "masked")
     shakespeare.train(small(causal=True), tmp_path / "causal")
