@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import tempfile
@@ -27,7 +28,7 @@ def parse(options: type[T], argv: Sequence[str], *, command: str, examples: Sequ
     import tyro
 
     lines = "\n".join(f"  {example}" for example in examples)
-    description = f"{(options.__doc__ or '').strip()}\n\nExamples:\n{lines}"
+    description = f"{inspect.getdoc(options)}\n\nExamples:\n{lines}"
     return tyro.cli(
         options,
         prog=f"unmask {command}",
