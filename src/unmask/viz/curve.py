@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def write_curve(
 
     figure = Figure(figsize=(7.6, 4.4), dpi=150, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    _draw_history(axes, history)
+    _draw_history(axes, history, references or {})
     _draw_references(axes, references or {}, history)
     _dress(axes, title, bound)
     picture = io.BytesIO()
@@ -48,24 +49,33 @@ def write_curve(
     return write_whole(path, picture.getvalue())
 
 
-def _draw_history(axes: Any, history: Sequence[tuple[int, float, float]]) -> None:
+def _draw_history(axes: Any, history: Sequence[tuple[int, float, float]], references: Mapping[str, float]) -> None:
     steps, bits, errors = (list(column) for column in zip(*history, strict=True))
     low = [b - 2 * e for b, e in zip(bits, errors, strict=True)]
     high = [b + 2 * e for b, e in zip(bits, errors, strict=True)]
     axes.fill_between(steps, low, high, color=_MODEL, alpha=0.18, linewidth=0)
     axes.plot(steps, bits, color=_MODEL, linewidth=2, marker="o", markersize=4 if len(steps) < 40 else 0, zorder=3)
     label = f"{bits[-1]:.2f}" + (f" ± {errors[-1]:.2f}" if errors[-1] > 0 else "")
+    above = _room_above(bits[-1], references)
+    near = [i for i, step in enumerate(steps) if step >= 0.8 * steps[-1]]  # what the label stands over or under
     axes.annotate(
         label,
-        (steps[-1], bits[-1]),
-        xytext=(0, -9),
+        (steps[-1], max(high[i] for i in near) if above else min(low[i] for i in near)),
+        xytext=(0, 4 if above else -4),
         textcoords="offset points",
         ha="right",
-        va="top",
+        va="bottom" if above else "top",
         color=_MODEL,
         fontweight="bold",
         fontsize=10,
     )
+
+
+def _room_above(value: float, references: Mapping[str, float]) -> bool:
+    """Whether the next reference line is farther above than below."""
+    up = min((bits - value for bits in references.values() if bits >= value), default=math.inf)
+    down = min((value - bits for bits in references.values() if bits < value), default=math.inf)
+    return up > down
 
 
 def _draw_references(axes: Any, references: Mapping[str, float], history: Sequence[tuple[int, float, float]]) -> None:
