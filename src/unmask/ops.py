@@ -90,9 +90,10 @@ def keep_top_p(log_probs: Float[Tensor, "n v"], *, p: float) -> Float[Tensor, "n
     Of equal ones the first. No row is sorted as a whole: a short list of the most probable classes settles most rows,
     and a histogram of the log-probabilities the others.
     """
-    out = torch.empty_like(log_probs)
+    out, short = torch.empty_like(log_probs), True
     for block, into in zip(log_probs.split(_ROWS), out.split(_ROWS), strict=True):
-        kept = _kept_by_short_list(block, p)
+        kept = _kept_by_short_list(block, p) if short else None
+        short = kept is not None  # rows of a batch are alike: no list that is too short is made twice
         into.copy_(_keep_top_p_of_long_lists(block, p) if kept is None else torch.where(kept, block, -torch.inf))
     return out
 
