@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from unmask import Categorical, Denoiser, DiscreteProcess, Loss, Rng, Sampler, Schedule, sample, time_grid, trajectory
+from unmask.law import Law
 from unmask.ops import one_hot
 from unmask.oracles.statistics import chi_square, total_variation
 from unmask.oracles.tiny_joint import TinyJoint, enumerate_states, state_index
@@ -370,6 +372,24 @@ class SamplerContract:
                 assert torch.equal(~event.commit_log_prob.isnan(), event.newly_set)
         assert bool((seen < self.world().num_values).all()), "ends on data"
         assert not torch.equal(seen, canvas)
+
+    def test_the_model_is_shown_fixed_tokens_as_they_are(self) -> None:
+        """In every call of every step, those in the middle of a step included."""
+        sampler, process, denoiser = self.model()
+        canvas = process.prior((64, self.world().length), Rng(6))
+        canvas[:, 1] = 2
+        editable = torch.ones_like(canvas, dtype=torch.bool)
+        editable[:, 1] = False
+        seen: list[Tensor] = []
+
+        class Watched(Denoiser):
+            def forward(self, xt: Any, t: Tensor, **cond: Any) -> Law:
+                seen.append(xt)
+                law: Law = denoiser(xt, t, **cond)
+                return law
+
+        sample(sampler, Watched(), canvas, num_steps=self.num_steps, rng=Rng(7), editable=editable)
+        assert all(bool((x[:, 1] == 2).all()) for x in seen)
 
     def test_padding_amount_and_side_change_nothing(self) -> None:
         sampler, process = self.make()
