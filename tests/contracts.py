@@ -343,12 +343,12 @@ class SamplerContract:
 
     def test_same_seed_same_row_same_tokens(self) -> None:
         sampler, _, denoiser = self.model()
-        length, rows = self.world().length, torch.arange(7, 19)
-        together = sample(sampler, denoiser, (12, length), num_steps=self.num_steps, rng=Rng(2).rows(rows))
-        for i in range(12):
+        length, rows = self.world().length, torch.arange(7, 13)
+        together = sample(sampler, denoiser, (6, length), num_steps=self.num_steps, rng=Rng(2).rows(rows))
+        for i in range(6):
             alone = sample(sampler, denoiser, (1, length), num_steps=self.num_steps, rng=Rng(2).rows(rows[i : i + 1]))
             assert torch.equal(together[i : i + 1], alone)
-        other = sample(sampler, denoiser, (12, length), num_steps=self.num_steps, rng=Rng(3).rows(rows))
+        other = sample(sampler, denoiser, (6, length), num_steps=self.num_steps, rng=Rng(3).rows(rows))
         assert not torch.equal(together, other)
 
     def test_fixed_tokens_never_change(self) -> None:

@@ -33,7 +33,7 @@ class TestOnUniformNoise(SamplerContract):
 
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
 def test_draws_have_the_law_of_the_recursion(process: DiscreteProcess) -> None:
-    sampler, n = ThetaRK2(process=process, theta=0.7), 200_000
+    sampler, n = ThetaRK2(process=process, theta=0.7), 100_000
     exact = two_stage_law(sampler, PAIR, process, 4, start_law(PAIR, process))
     drawn = sample(sampler, PAIR.denoiser(process), (n, 2), num_steps=4, rng=Rng(1))
     counts = state_index(drawn, process.vocab_size).bincount(minlength=len(exact))

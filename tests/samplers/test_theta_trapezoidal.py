@@ -63,7 +63,7 @@ def test_beats_tau_leaping_on_dependent_sites_at_equal_calls(process: DiscretePr
 
 @pytest.mark.parametrize("process", [MASKED, UNIFORM], ids=["masked", "uniform"])
 def test_draws_have_the_law_of_the_recursion(process: DiscreteProcess) -> None:
-    sampler, n = ThetaTrapezoidal(process=process, theta=0.4), 200_000
+    sampler, n = ThetaTrapezoidal(process=process, theta=0.4), 100_000
     exact = two_stage_law(sampler, PAIR, process, 4, start_law(PAIR, process))
     drawn = sample(sampler, PAIR.denoiser(process), (n, 2), num_steps=4, rng=Rng(1))
     counts = state_index(drawn, process.vocab_size).bincount(minlength=len(exact))
