@@ -1,3 +1,4 @@
+import math
 from collections import defaultdict
 
 import pytest
@@ -7,14 +8,17 @@ from torch import Tensor
 from contracts import FALSE_ALARM, SamplerContract
 from helpers import CountingHead
 from order_worlds import Lookup
-from unmask import Rng, sample, time_grid, trajectory
+from unmask import Rng, TextModel, sample, time_grid, trajectory
 from unmask.denoisers.masked import MaskedDenoiser
+from unmask.metrics.judge import ShippedJudge
+from unmask.metrics.quality import sample_quality
 from unmask.oracles.statistics import chi_square, total_variation
 from unmask.oracles.tiny_joint import TableDenoiser, TinyJoint, enumerate_states, state_index
 from unmask.processes.masked import Masked
 from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
 from unmask.samplers.remdm import Decoded, ReMDM, Window, cap, most, rescale
+from unmask.sampling import Without
 from unmask.schedules.cosine import Cosine
 
 PROCESS = Masked(vocab_size=4, mask_id=3)
@@ -176,6 +180,28 @@ def test_more_steps_go_on_helping_a_model_that_errs_where_little_is_decoded(seed
     assert error(capped, 16) < short, "at four steps a token"
     assert error(capped, 64) < 0.85 * long
     assert long > 0.8 * short, "ancestral sampling gains little from more steps than tokens"
+
+
+@pytest.mark.slow
+def test_on_the_packaged_model_it_goes_on_where_ancestral_steps_stop() -> None:
+    """256 steps of 128 tokens, two temperatures below 1: perplexity under the twin, pooled over both in logarithms."""
+    model, judge = TextModel.from_pretrained(), ShippedJudge()
+    process, tokenizer = model.checkpoint.process, model.tokenizer
+    denoiser = Without(model.denoiser, [tokenizer.pad_id, tokenizer.eos_id])
+    assert isinstance(process, Masked)
+    gains, errors = [], []
+    for temperature in (0.6, 0.8):
+        loop = ReMDM(process=process, sigma=cap(0.05), window=Window(), temperature=temperature)
+        for sampler in (Ancestral(process=process, temperature=temperature), loop):
+            drawn = sample(sampler, denoiser, (192, 128), num_steps=256, rng=Rng(11))
+            found = sample_quality([tokenizer.decode(x) for x in drawn], tokenizer=tokenizer, judge=judge)
+            print(temperature, type(sampler).__name__, found.perplexity, found.perplexity_se, found.unigram_entropy)
+            assert found.perplexity is not None
+            assert found.perplexity_se is not None
+            gains.append(math.log(found.perplexity) * (-1 if sampler is loop else 1))
+            errors.append(found.perplexity_se / found.perplexity)
+    print("logarithm of the ratio", sum(gains) / 2, "+-", math.hypot(*errors) / 2)
+    assert sum(gains) > 3 * math.hypot(*errors)
 
 
 def test_the_largest_sigma_rounds_to_no_probability_above_one() -> None:
