@@ -79,8 +79,8 @@ def test_file_problems(module: Path, root: Path) -> Iterator[str]:
     wanted = Path("tests") / module.parent.name / f"test_{module.stem}.py"
     if not (root / wanted).is_file():
         yield f"{module}: it has no test; write {wanted} (run its contract suite and what its paper claims)"
-    elif not re.search(r"^\s*(async )?def test_", (root / wanted).read_text(encoding="utf-8"), re.MULTILINE):
-        yield f"{wanted}: it defines no test function"
+    elif not re.search(r"^\s*def test_|^class Test\w*\(\w", (root / wanted).read_text(encoding="utf-8"), re.MULTILINE):
+        yield f"{wanted}: it defines no test, nor inherits any"
 
 
 test_file_problems.__test__ = False  # type: ignore[attr-defined]
@@ -210,7 +210,7 @@ OMISSIONS = {
     "dead import": ({"rows": (GOOD_ROW.replace("ancestral", "ancestral.Nonsense"),)}, "does not resolve"),
     "no test": ({"test": None}, "write tests/samplers/test_ancestral.py"),
     "no contract": ({"test": "def test_law():\n    pass\n"}, "no class of it runs the contract"),
-    "empty test": ({"test": "# later\n"}, "defines no test function"),
+    "empty test": ({"test": "# later\n"}, "defines no test"),
     "no paper": ({"source": '"""A sampler from arXiv:2401.00001."""\n'}, "no docstring cites the paper"),
     "no date": ({"source": '"""A sampler.\n\nReferences:\n    Doe.\n"""\n'}, "no docstring cites the paper"),
 }

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from contracts import BoundContract, standard_errors, time, unit_interval_quadrature
-from helpers import CountingHead, padded
+from helpers import CountingHead
+from masked_bounds import MaskedCalls
 from unmask import Categorical, Denoiser, DiscreteProcess, Loss, Rng, Schedule, time_grid, trajectory
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.denoisers.score import law_log_scores
@@ -34,6 +35,10 @@ class TestLambdaDCE(BoundContract):
 
     def estimate(self, loss: Loss, process: DiscreteProcess, world: TinyJoint, n: int) -> Tensor:
         return super().estimate(loss, process, world, 18_000)
+
+
+class TestCalls(MaskedCalls):
+    kind = LambdaDCE
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=str)
@@ -153,17 +158,6 @@ def test_cached_sampling_gives_the_same_tokens_in_the_predicted_calls(length: in
     square = steps * (1 - 1 / steps) ** length + steps * (steps - 1) * (1 - 2 / steps) ** length
     deviation = (square - (steps * (1 - 1 / steps) ** length) ** 2) ** 0.5
     assert abs(sum(calls) / 16 - expected) < 5.3 * deviation / 16**0.5
-
-
-def test_padding_changes_no_loss_and_the_head_sees_masks_only() -> None:
-    net, process = CountingHead(vocab_size=6), Masked(vocab_size=6, mask_id=5)
-    loss, denoiser = LambdaDCE(process=process), MaskedDenoiser(net, vocab_size=6, mask_id=5)
-    x0 = torch.randint(0, 5, (4, 9), generator=torch.Generator().manual_seed(1))
-    plain = loss(denoiser, x0, Rng(2))
-    assert net.rows_seen == net.masks_seen
-    for left, right in [(3, 0), (0, 5), (2, 2)]:
-        tokens, mask = padded(x0, left, right)
-        torch.testing.assert_close(loss(denoiser, tokens, Rng(2), attention_mask=mask), plain)
 
 
 def test_scores_of_unmasked_tokens_are_refused() -> None:
