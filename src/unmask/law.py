@@ -254,6 +254,8 @@ class Categorical(SiteLaw):
 
     def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
         parts = [self._sample_block(part, rng) for part in self._index(where).split(max(1, _BLOCK // self.vocab_size))]
+        if len(parts) == 1:
+            return parts[0]
         tokens, log_probs = zip(*parts, strict=True)
         return torch.cat(tokens), torch.cat(log_probs)
 

@@ -48,10 +48,8 @@ def draw_repeatedly(log_probs: Float[Tensor, "*n v"], u: Float[Tensor, "*n m"]) 
             f"draw_categorical: row {row} has no probability mass (all -inf, or NaN among its {log_probs.shape[-1]} "
             "log-probabilities); check the network's output for NaN and the filters for an empty set"
         )
-    index = torch.searchsorted(cdf, u * total, right=True)
-    # rounding may push u * total onto the last step of the CDF: fall back to the last class that has mass
-    last = torch.searchsorted(cdf, total.contiguous())
-    return torch.minimum(index, last)
+    # rounding may push u * total onto the last step of the CDF: one unit below, the last class that has mass is found
+    return torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2.0**-52)), right=True)
 
 
 def low_discrepancy_uniforms(shift: float, rows: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -97,7 +97,7 @@ class Rng:
         for word in data:
             # the extra round keeps seed and word apart: mix(key ^ mix(word)) would be one constant when both are equal
             key = _mix_int(_mix_int(key ^ _MIX_1) + _mix_int(int(word) & _MASK) & _MASK)
-        return replace(self, key=key)
+        return Rng(self.seed, key, self.row_ids, self.site_ids)
 
     def rows(self, rows: Int64[Tensor, " b"]) -> Rng:
         """Name the batch rows by their global sample indices, shape (b,)."""
@@ -157,8 +157,11 @@ class Rng:
 
     def uniform_at(self, index: Int64[Tensor, " n"], shape: Sequence[int]) -> Float64[Tensor, " n"]:
         """``uniform(shape).flatten()[index]``, at the cost of these n numbers only."""
+        count = math.prod(shape[1:])
+        row, site = index // count, index % count
+        if self.site_ids is None and self.row_ids is None:
+            return _to_uniform(self._hash(row, site))
         rows, sites = self._addresses(shape, index.device)
-        row, site = index // sites.shape[1], index % sites.shape[1]
         site_ids = site if self.site_ids is None else sites.expand(len(rows), -1)[row, site]
         return _to_uniform(self._hash(rows[row], site_ids))
 
