@@ -76,6 +76,17 @@ def test_with_the_models_conditionals_one_pass_draws_the_joint_law(noise: float)
     torch.testing.assert_close(event.commit_log_prob.double().sum(1), world.log_prob(event.canvas), atol=1e-4, rtol=0)
 
 
+def test_the_next_site_is_chosen_by_the_adjusted_law() -> None:
+    """a is likelier than b, and b than c; but when a is known, c is all but known."""
+    a, b = torch.tensor([0.6, 0.4]), torch.tensor([0.55, 0.45])
+    world = TinyJoint(torch.einsum("a,b,ac->abc", a, b, torch.tensor([[0.8, 0.2], [0.1, 0.9]])))
+    process = Masked(vocab_size=3, mask_id=2)
+    sampler = JointUnmask(process=process, tokens_per_call=2, order=top_probability())
+    canvas = torch.full((32, 3), 2)
+    first, _ = trajectory(sampler, AskedAgain(world.denoiser(process)), canvas, time_grid(2), rng=Rng(0))
+    assert torch.equal(first.newly_set, torch.tensor([[True, False, True]]).expand(32, -1))
+
+
 def sharp(seed: int) -> TinyJoint:
     return TinyJoint.random(3, LENGTH, seed=seed, sharpness=2.0)
 

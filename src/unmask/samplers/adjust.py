@@ -121,7 +121,7 @@ class JointUnmask(Sampler):
             rng = found.rng if number == 0 else found.rng.fold(_DRAW, number)
             law = first if number == 0 else first.given(x)
             open_sites = left & (counts > number)[:, None]
-            asked = replace(found, x=x, where=open_sites, rng=rng, ask_at=partial(_already, first), _known={})
+            asked = replace(found, x=x, where=open_sites, rng=rng, ask_at=partial(_already, law), _known={})
             site = torch.zeros_like(left).scatter(1, asked.ranking[:, :1], True) & open_sites
             values, log_probs = self._tempered(law).sample_at(site, rng.fold(_VALUES))
             x, left = x.masked_scatter(site, values), left & ~site
