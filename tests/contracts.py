@@ -436,3 +436,110 @@ class PaddedChain(Denoiser):
         logits = logits.index_fill(-1, torch.tensor([self.vocab_size - 1]), -torch.inf)
         law = Categorical.from_logits(logits)
         return law.with_known(xt, xt < self.vocab_size - 1)
+
+
+class StateContract:
+    """`SamplerContract` for states that are not one tensor of tokens: vectors at sites, or columns of several kinds.
+
+    A state has `length` sites; further dimensions of a column are channels. The model reads all real sites.
+    """
+
+    num_steps = 5
+
+    def make(self) -> tuple[Sampler, Denoiser]:
+        raise NotImplementedError("return the sampler and a model of any length, which reads no padding")
+
+    def shape(self, rows: int, length: int) -> Any:
+        raise NotImplementedError("return the shape, or the dict of shapes, of a state")
+
+    def attention_mask(self, real: Tensor) -> Tensor:
+        """That of a state, given the sites (b, l) that are real."""
+        return real
+
+    def at(self, real: Tensor, x: Any) -> dict[str, Tensor]:
+        """What the sites of a state hold, as many in each row: (b, k, ...)."""
+        columns = x if isinstance(x, dict) else {"x": x}
+        return {k: v[real].reshape(len(v), -1, *v.shape[2:]) for k, v in columns.items()}
+
+    def everywhere(self, sites: Tensor, x: Any) -> Any:
+        """Sites (b, l) as a boolean state."""
+
+        def channels(v: Tensor) -> Tensor:
+            return sites.reshape(*sites.shape, *[1] * (v.ndim - 2)).expand_as(v)
+
+        return {k: channels(v) for k, v in x.items()} if isinstance(x, dict) else channels(x)
+
+    def run(self, canvas: Any, rng: Rng, **told: Any) -> Any:
+        sampler, denoiser = self.make()
+        return sample(sampler, denoiser, canvas, num_steps=self.num_steps, rng=rng, **told)
+
+    def same(self, a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+        return all(torch.allclose(v.double(), b[k].double(), atol=1e-6, rtol=1e-6) for k, v in a.items())
+
+    def test_same_seed_same_row_same_state(self) -> None:
+        rows, every = torch.arange(7, 13), torch.ones(6, 4, dtype=torch.bool)
+        together = self.at(every, self.run(self.shape(6, 4), Rng(2).rows(rows)))
+        for i in range(6):
+            alone = self.at(every[:1], self.run(self.shape(1, 4), Rng(2).rows(rows[i : i + 1])))
+            assert self.same(alone, {k: v[i : i + 1] for k, v in together.items()})
+        assert not self.same(together, self.at(every, self.run(self.shape(6, 4), Rng(3).rows(rows))))
+
+    def test_fixed_sites_never_change_and_are_shown_as_they_are(self) -> None:
+        sampler, denoiser = self.make()
+        canvas = sampler.prior(self.shape(8, 4), Rng(6))
+        fixed = Rng(5).uniform((8, 4)) < 0.5
+        fixed[:, 0], fixed[:, 1] = True, False
+        wanted, shown = self.at_fixed(fixed, canvas), []
+
+        class Watched(Denoiser):
+            def forward(self, xt: Any, t: Tensor, **cond: Any) -> Law:
+                shown.append(xt)
+                law: Law = denoiser(xt, t, **cond)
+                return law
+
+        out = sample(
+            sampler,
+            Watched(),
+            canvas,
+            num_steps=self.num_steps,
+            rng=Rng(7),
+            editable=self.everywhere(~fixed, canvas),
+        )
+        assert shown
+        for state in (*shown, out):
+            assert all(torch.equal(v, wanted[k]) for k, v in self.at_fixed(fixed, state).items())
+        every = torch.ones_like(fixed)
+        assert not self.same(self.at(every, out), self.at(every, canvas))
+
+    def at_fixed(self, fixed: Tensor, x: Any) -> dict[str, Tensor]:
+        columns = x if isinstance(x, dict) else {"x": x}
+        return {k: v[fixed] for k, v in columns.items()}
+
+    def test_padding_amount_and_side_change_nothing(self) -> None:
+        sampler, _ = self.make()
+
+        def padded(left: int, right: int) -> dict[str, Tensor]:
+            real = torch.tensor([False] * left + [True] * 4 + [False] * right).expand(6, -1)
+            canvas = sampler.prior(self.shape(6, real.shape[1]), Rng(1))
+            out = self.run(canvas, Rng(9), attention_mask=self.attention_mask(real))
+            if left + right:
+                assert self.same(self.at(~real, out), self.at(~real, canvas)), "padding was edited"
+            return self.at(real, out)
+
+        for left, right in [(3, 0), (0, 4), (2, 2)]:
+            assert self.same(padded(0, 0), padded(left, right))
+
+
+class PaddedVectors(Denoiser):
+    """`PaddedChain` for vectors (b, l, c) at sites: v logits each, from the mean of the row's real vectors."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, xt: Tensor, t: Tensor, *, attention_mask: Tensor | None = None, **cond: object) -> Categorical:
+        real = torch.ones(xt.shape[:2], dtype=torch.bool) if attention_mask is None else attention_mask
+        seen = xt.double().where(real[..., None], 0.0)
+        total = seen.sum((1, 2))[:, None, None] + seen.sum(2, keepdim=True)
+        place = (real.cumsum(1) - 1).clamp(min=0).double()
+        return Categorical.from_logits(torch.sin(torch.arange(self.vocab_size) * (1 + place[..., None]) + total))

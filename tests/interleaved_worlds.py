@@ -38,9 +38,11 @@ class Exact(nn.Module):
         self, tokens: Tensor, values: Tensor, t: Tensor, u: Tensor, visited: Tensor, given: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor]:
         noise, a = self.noise, self.noise.retention
-        x = {TOKENS: tokens, VALUES: values}
-        step = noise.step_of(t, x)
-        now = noise.visits(step, x).masked_fill(given, 0)  # how often each element was visited, this visit included
+        real = torch.ones_like(visited)
+        step = noise.tokens.step_of(t, real)
+        now = noise.tokens.visits(step, real).masked_fill(
+            given, 0
+        )  # how often each element was visited, this visit included
         log_weight = JOINT.flatten().log().expand(len(tokens), 4).clone()
         clean = torch.stack([torch.arange(4) // 2, torch.arange(4) % 2], 1)
         for site in range(2):
@@ -64,6 +66,29 @@ class Exact(nn.Module):
         gain = a**u * spread / (a ** (2 * u) * spread + 1 - a ** (2 * u))
         means = (weight * (centre + gain[:, None] * (values - (a**u)[:, None] * centre))).sum(1)
         return torch.stack(odds, 1), means[:, None]
+
+
+class PaddedMixed(nn.Module):
+    """For invariance tests: reads all real elements, the place of each and what is told of it."""
+
+    def forward(
+        self,
+        tokens: Tensor,
+        values: Tensor,
+        t: Tensor,
+        u: Tensor,
+        visited: Tensor,
+        given: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        real = torch.ones_like(visited) if attention_mask is None else attention_mask
+        length = tokens.shape[1]
+        everything = torch.cat([tokens.double(), values.double()], 1)
+        seen = torch.sin(everything + given + 2 * visited + t[:, None] + u[:, None]).where(real, 0.0)
+        # an element's place is that among its kind: tokens of a row do not move its numbers
+        place = torch.cat([real[:, :length].cumsum(1), real[:, length:].cumsum(1)], 1)
+        told = torch.sin(place + seen.sum(1, keepdim=True))
+        return torch.stack([told[:, :length], -told[:, :length]], 2), told[:, length:]
 
 
 def histogram(x: dict[str, Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.denoiser import Denoiser
 from unmask.law import Law, State
-from unmask.loss import row_positions
+from unmask.loss import column_positions, row_positions
 from unmask.rng import Rng
 from unmask.sampler import Sampler
 
@@ -298,16 +298,29 @@ def respect_padding(
 ) -> tuple[Rng, State | None]:
     """Padding is never edited, and draws are keyed by the position among real tokens.
 
-    Of a product this goes for the columns whose sites the mask tells; draws are keyed if it tells those of all.
+    Of a product this goes for the columns whose sites the mask tells; draws are keyed if it tells those of all. A mask
+    as wide as all columns side by side tells each its part.
     """
     if attention_mask is None:
         return rng, editable
+    if isinstance(x, dict) and _side_by_side(x, attention_mask):
+        given, parts = editable or {}, attention_mask.split([v.shape[1] for v in x.values()], 1)
+        assert isinstance(given, dict)
+        free = {k: _and_real(v, given.get(k), part) for (k, v), part in zip(x.items(), parts, strict=True)}
+        return column_positions(parts, rng), free
     columns = x.values() if isinstance(x, dict) else [x]
     keyed = row_positions(attention_mask, rng) if all(_told(v, attention_mask) for v in columns) else rng
     if not isinstance(x, dict):
         return keyed, _and_real(x, None if editable is None else _tensor(editable), attention_mask)
     given = editable if isinstance(editable, dict) else {}
     return keyed, {k: _and_real(v, given.get(k), attention_mask) for k, v in x.items()}
+
+
+def _side_by_side(x: dict[str, Tensor], attention_mask: Tensor) -> bool:
+    """Whether the mask tells the sites of several columns one after the other."""
+    columns = list(x.values())
+    flat = all(v.ndim == 2 and len(v) == len(attention_mask) for v in columns)
+    return flat and len(columns) > 1 and attention_mask.shape[1:] == (sum(v.shape[1] for v in columns),)
 
 
 def _told(x: Tensor, attention_mask: Tensor) -> bool:

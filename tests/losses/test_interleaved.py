@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interleaved_worlds import Exact, draw, process
+from interleaved_worlds import Exact, PaddedMixed, draw, process
 from unmask import Rng
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.losses.interleaved import InterleavedLoss
@@ -76,9 +76,22 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         torch.testing.assert_close(loss(denoiser, alone, Rng(2).rows(torch.tensor([i]))), together[i : i + 1])
 
 
+def test_padding_amount_and_side_change_nothing() -> None:
+    denoiser, loss = InterleavedDenoiser(PaddedMixed(), NOISE), InterleavedLoss(process=NOISE, given_share=0.7)
+    x = draw(64, Rng(1))
+
+    def value(left: int, right: int) -> Tensor:
+        wide = {k: torch.nn.functional.pad(v, (left, right), value=1) for k, v in x.items()}
+        real = [torch.nn.functional.pad(torch.ones_like(v).bool(), (left, right)) for v in x.values()]
+        return loss(denoiser, wide, Rng(2), attention_mask=torch.cat(real, 1))
+
+    for left, right in [(3, 0), (0, 4), (2, 1)]:
+        torch.testing.assert_close(value(left, right), loss(denoiser, x, Rng(2)))
+
+
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="given_share=2"):
         InterleavedLoss(process=NOISE, given_share=2.0)
     x, real = draw(2, Rng(1)), torch.ones(2, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="attention_mask"):
+    with pytest.raises(ValueError, match=r"wanted \(2, 3\)"):
         LOSS(InterleavedDenoiser(Bent(), NOISE), x, Rng(0), attention_mask=real)

@@ -19,11 +19,11 @@ def many(n: int) -> dict[str, torch.Tensor]:
 
 
 def test_elements_take_turns() -> None:
-    x, steps = many(9), torch.arange(1, 10)
-    assert NOISE.visited(steps, x).long().argmax(1).tolist() == [0, 1, 2] * 3
-    total = torch.stack([NOISE.visited(torch.full((9,), k), x) for k in range(1, 6)]).sum(0)
-    assert torch.equal(NOISE.visits(torch.full((9,), 5), x), total)
-    assert not bool(NOISE.visited(torch.zeros(9, dtype=torch.int64), x).any())
+    real, steps, turns = torch.ones(9, 3, dtype=torch.bool), torch.arange(1, 10), NOISE.tokens
+    assert turns.visited(steps, real).long().argmax(1).tolist() == [0, 1, 2] * 3
+    total = torch.stack([turns.visited(torch.full((9,), k), real) for k in range(1, 6)]).sum(0)
+    assert torch.equal(turns.visits(torch.full((9,), 5), real), total)
+    assert not bool(turns.visited(torch.zeros(9, dtype=torch.int64), real).any())
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 7])
@@ -42,7 +42,7 @@ def test_what_is_left_of_tokens_and_numbers(step: int) -> None:
 
 def test_given_elements_stay() -> None:
     given = torch.tensor([[True, False, True]]).expand(500, -1)
-    drawn = NOISE.corrupt_steps(many(500), torch.full((500,), 9), Rng(2), given)
+    drawn = NOISE.corrupt_steps(many(500), torch.full((500,), 9), Rng(2), torch.ones_like(given), given)
     assert bool((drawn[TOKENS][:, 0] == 0).all())
     assert bool((drawn[VALUES] == 1.5).all())
     assert bool((drawn[TOKENS][:, 1] == 0).any())

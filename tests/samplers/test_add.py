@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unmask import Categorical, Denoiser, Dirac, Law, Normal, Rng, State, sample, trajectory
+from contracts import PaddedVectors, StateContract
+from unmask import Categorical, Denoiser, Dirac, Law, Normal, Rng, Sampler, State, sample
 from unmask.data.digits import load_digits_split
 from unmask.denoisers.embedded import EmbeddedDenoiser
 from unmask.losses.add import OneHotCE
@@ -155,22 +156,19 @@ def trained_accuracy(scores: State, labels: Tensor) -> float:
     return float((scores.argmax(-1).flatten() == labels).double().mean())
 
 
-def test_rows_and_fixed_sites() -> None:
-    sampler = OneHotSampler(process=GAUSSIAN, encoding="draw")
-    together = sample(sampler, Exact(), (5, 2, 4), num_steps=3, rng=Rng(2).rows(torch.arange(5)))
-    alone = sample(sampler, Exact(), (1, 2, 4), num_steps=3, rng=Rng(2).rows(torch.tensor([3])))
-    assert isinstance(together, Tensor)
-    assert isinstance(alone, Tensor)
-    assert torch.equal(alone, together[3:4])
-    assert torch.equal(together.sum(-1), torch.ones(5, 2).double()), "ends on one-hot vectors"
-    canvas = sampler.prior((5, 2, 4), Rng(3))
-    assert isinstance(canvas, Tensor)
-    canvas[:, 0] = one_hot(torch.tensor(2), 4)
-    editable = torch.ones(5, 2, 4, dtype=torch.bool).index_fill(1, torch.tensor([0]), False)
-    times = torch.tensor([1.0, 0.4, 0.0]).double()
-    for event in trajectory(sampler, Exact(), canvas, times, rng=Rng(4), editable=editable):
-        assert isinstance(event.canvas, Tensor)
-        assert torch.equal(event.canvas[:, 0], canvas[:, 0])
+class TestContract(StateContract):
+    def make(self) -> tuple[Sampler, Denoiser]:
+        return OneHotSampler(process=GAUSSIAN, encoding="draw"), PaddedVectors(3)
+
+    def shape(self, rows: int, length: int) -> tuple[int, ...]:
+        return (rows, length, 3)
+
+
+def test_ends_on_one_hot_vectors() -> None:
+    out = sample(OneHotSampler(process=GAUSSIAN, encoding="draw"), Exact(), (5, 2, 4), num_steps=3, rng=Rng(2))
+    assert isinstance(out, Tensor)
+    assert torch.equal(out.sum(-1), torch.ones(5, 2).double())
+    assert torch.equal(out.amax(-1), torch.ones(5, 2).double())
 
 
 def test_says_what_it_wants() -> None:

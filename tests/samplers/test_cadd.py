@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from contracts import time
+from contracts import PaddedChain, PaddedVectors, StateContract, time
 from helpers import fit
 from hybrid_worlds import ExactHybrid, copied_bits, one_hot_table, product
 from loop_worlds import Bag
-from unmask import Denoiser, Rng, SiteLaw, sample, time_grid, trajectory
-from unmask.denoisers.cadd import LATENT, TOKENS, CADDDenoiser
+from unmask import Categorical, Denoiser, ProductLaw, Rng, Sampler, SiteLaw, State, sample, time_grid, trajectory
+from unmask.denoisers.cadd import LATENT, TOKENS, CADDDenoiser, EmbeddingLaw
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.losses.cadd import CADDLoss
 from unmask.losses.masked_nelbo import MaskedNELBO
@@ -109,29 +109,48 @@ def test_trained_networks_copy_better_with_latents(seed: int) -> None:
         assert gap < -0.015
 
 
-def test_rows_and_fixed_sites() -> None:
-    sampler = CADDSampler(process=PROCESS)
-    world = copied_bits()
-    model = ExactHybrid(world, PROCESS, TABLE)
-    shape = {TOKENS: (6, 3), LATENT: (6, 3, 2)}
-    together = sample(sampler, model, shape, num_steps=4, rng=Rng(2).rows(torch.arange(6)))
-    for i in range(6):
-        one = {TOKENS: (1, 3), LATENT: (1, 3, 2)}
-        alone = sample(sampler, model, one, num_steps=4, rng=Rng(2).rows(torch.tensor([i])))
-        assert isinstance(alone, dict)
-        assert isinstance(together, dict)
-        assert torch.equal(alone[TOKENS], together[TOKENS][i : i + 1])
+class PaddedHybrid(Denoiser):
+    """A model of any length that reads its neighbours' tokens and all real latents."""
+
+    def forward(
+        self, xt: State, t: torch.Tensor, *, attention_mask: torch.Tensor | None = None, **cond: object
+    ) -> ProductLaw:
+        assert isinstance(xt, dict)
+        told = {"attention_mask": attention_mask}
+        by_tokens, by_latents = PaddedChain(3)(xt[TOKENS], t, **told), PaddedVectors(3)(xt[LATENT], t, **told)
+        unknown = xt[TOKENS] == 2
+        logits = by_tokens.log_probs() + by_latents.log_probs().where(unknown[..., None], 0.0)
+        law = Categorical.from_logits(logits)
+        return ProductLaw({TOKENS: law, LATENT: EmbeddingLaw(law, TABLE, xt[TOKENS], unknown)})
+
+
+class TestContract(StateContract):
+    def make(self) -> tuple[Sampler, Denoiser]:
+        return CADDSampler(process=PROCESS), PaddedHybrid()
+
+    def shape(self, rows: int, length: int) -> dict[str, tuple[int, ...]]:
+        return {TOKENS: (rows, length), LATENT: (rows, length, 2)}
+
+
+class TestContractOfHardEstimates(TestContract):
+    def make(self) -> tuple[Sampler, Denoiser]:
+        return CADDSampler(process=PROCESS, estimate="hard"), PaddedHybrid()
+
+
+def test_fixed_tokens_have_no_score_and_no_mask_is_left() -> None:
+    sampler, model = CADDSampler(process=PROCESS), ExactHybrid(copied_bits(), PROCESS, TABLE)
     editable = {TOKENS: torch.tensor([[False, True, True]]).expand(6, -1)}
-    start = PROCESS.prior(shape, Rng(4))
+    start = PROCESS.prior({TOKENS: (6, 3), LATENT: (6, 3, 2)}, Rng(4))
     assert isinstance(start, dict)
-    start[TOKENS] = start[TOKENS].index_fill(1, torch.tensor([0]), 1)
-    seen = start
+    seen = start[TOKENS] = start[TOKENS].index_fill(1, torch.tensor([0]), 1)
     for event in trajectory(sampler, model, start, time_grid(4), rng=Rng(5), editable=editable):
         assert isinstance(event.canvas, dict)
+        assert isinstance(event.newly_set, dict)
         assert isinstance(event.commit_log_prob, dict)
-        seen = event.canvas
-        assert bool((seen[TOKENS][:, 0] == 1).all())
-    assert bool((seen[TOKENS] < 2).all())
+        assert not bool(event.newly_set[TOKENS][:, 0].any())
+        assert torch.equal(~event.commit_log_prob[TOKENS].isnan(), event.newly_set[TOKENS])
+        seen = event.canvas[TOKENS]
+    assert bool((seen < 2).all())
 
 
 def test_says_what_it_wants() -> None:

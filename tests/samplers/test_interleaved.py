@@ -5,8 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from interleaved_worlds import CENTRES, JOINT, SPREAD, Exact, draw, exact_histogram, histogram, process
-from unmask import Carry, Rng, sample
+from contracts import StateContract
+from interleaved_worlds import (
+    CENTRES,
+    JOINT,
+    SPREAD,
+    Exact,
+    PaddedMixed,
+    draw,
+    exact_histogram,
+    histogram,
+    process,
+)
+from unmask import Carry, Denoiser, Rng, Sampler, sample
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.oracles.statistics import total_variation
 from unmask.processes.interleaved import TOKENS, VALUES
@@ -47,18 +58,39 @@ def test_given_elements_are_conditioned_on() -> None:
     assert total_variation(counts, law / law.sum()) < 0.03
 
 
-def test_rows_do_not_depend_on_their_batch() -> None:
+class TestContract(StateContract):
+    """As many numbers as tokens in each row."""
+
+    num_steps = 11
+
+    def make(self) -> tuple[Sampler, Denoiser]:
+        noise = process(3)
+        return InterleavedSteps(process=noise), InterleavedDenoiser(PaddedMixed(), noise)
+
+    def shape(self, rows: int, length: int) -> dict[str, tuple[int, int]]:
+        return {TOKENS: (rows, length), VALUES: (rows, length)}
+
+    def attention_mask(self, real: torch.Tensor) -> torch.Tensor:
+        return torch.cat([real, real], 1)
+
+
+def test_a_full_mask_is_no_mask_and_ragged_rows_are_as_alone() -> None:
     noise = process(3)
-    denoiser, sampler = InterleavedDenoiser(Exact(noise), noise), InterleavedSteps(process=noise)
-    shape = {TOKENS: (5, 2), VALUES: (5, 1)}
-    together = sample(sampler, denoiser, shape, num_steps=9, rng=Rng(4).rows(torch.arange(5)))
-    assert isinstance(together, dict)
-    for i in range(5):
-        rng = Rng(4).rows(torch.tensor([i]))
-        alone = sample(sampler, denoiser, {TOKENS: (1, 2), VALUES: (1, 1)}, num_steps=9, rng=rng)
-        assert isinstance(alone, dict)
-        assert torch.equal(alone[TOKENS], together[TOKENS][i : i + 1])
-        torch.testing.assert_close(alone[VALUES], together[VALUES][i : i + 1])
+    denoiser, sampler = InterleavedDenoiser(PaddedMixed(), noise), InterleavedSteps(process=noise)
+    real = {TOKENS: torch.tensor([[1, 1, 1], [1, 0, 0]]).bool(), VALUES: torch.tensor([[1, 0], [1, 1]]).bool()}
+
+    def run(rows: list[int], tokens: int, values: int, **told: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = {TOKENS: torch.zeros(len(rows), tokens, dtype=torch.int64), VALUES: torch.zeros(len(rows), values)}
+        out = sample(sampler, denoiser, x, num_steps=12, rng=Rng(4).rows(torch.tensor(rows)), **told)
+        assert isinstance(out, dict)
+        return out
+
+    together = run([0, 1], 3, 2, attention_mask=torch.cat([real[TOKENS], real[VALUES]], 1))
+    for i, (tokens, values) in enumerate([(3, 1), (1, 2)]):
+        alone = run([i], tokens, values)
+        assert torch.equal(alone[TOKENS][0], together[TOKENS][i][real[TOKENS][i]])
+        torch.testing.assert_close(alone[VALUES][0], together[VALUES][i][real[VALUES][i]])
+    assert float(together[VALUES][0, 1]) == 0, "padding was edited"
 
 
 def test_rows_at_different_times_undo_their_own_visits() -> None:
@@ -86,5 +118,9 @@ def test_refuses() -> None:
     t, s = torch.full((2,), 1.0).double(), torch.full((2,), 0.5).double()
     with pytest.raises(TypeError, match="wanted a dict"):
         steps.step(denoiser, x, t, s, Carry(), Rng(0), editable=torch.ones(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="attention_mask"):
+    with pytest.raises(ValueError, match=r"wanted \(2, 3\)"):
         steps.step(denoiser, x, t, s, Carry(), Rng(0), attention_mask=torch.ones(2, 2).bool())
+    assert isinstance(x, dict)
+    turned = {VALUES: x[VALUES], TOKENS: x[TOKENS]}
+    with pytest.raises(ValueError, match=r"\['values', 'tokens'\]"):
+        steps.step(denoiser, turned, t, s, Carry(), Rng(0), attention_mask=torch.ones(2, 3).bool())

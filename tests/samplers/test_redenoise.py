@@ -80,6 +80,21 @@ def test_fixed_sites_padding_and_the_batch_change_nothing() -> None:
     assert not bool(out[~real].any())
 
 
+def test_padding_changes_nothing_where_sites_take_turns() -> None:
+    """Noise that stops within a round: which sites have been visited depends on how many there are."""
+    glauber, x = Glauber(vocab_size=4, num_rounds=3, keep=0.4), (Rng(3).uniform((64, 3)) * 4).long()
+
+    def run(x: torch.Tensor, **told: torch.Tensor) -> torch.Tensor:
+        steps = GlauberSteps(process=glauber)
+        out = redenoise(steps, PaddedChain(5), glauber, x, t=5 / 9, num_steps=5, rng=Rng(2), **told)  # type: ignore[arg-type]
+        assert isinstance(out, torch.Tensor)
+        return out
+
+    real = torch.tensor([[False] * 2 + [True] * 3 + [False] * 2]).expand(64, -1)
+    wide = torch.zeros(real.shape, dtype=torch.int64).masked_scatter(real, x)
+    assert torch.equal(run(wide, attention_mask=real)[real].reshape(64, 3), run(x))
+
+
 def test_the_way_back_begins_where_the_noise_ended() -> None:
     told = []
 

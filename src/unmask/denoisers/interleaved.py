@@ -26,7 +26,7 @@ class InterleavedDenoiser(Denoiser):
     Args:
         net: maps (tokens (b, l), with the symbol vocab_size where one is hidden, values (b, m), t (b,), u (b,),
             visited (b, l + m), given (b, l + m), **cond) to logits (b, l, v) and means (b, m). t is the time after the
-            visit, u in (0, 1] how much of the visit a number has behind it.
+            visit, u in (0, 1] how much of the visit a number has behind it. `attention_mask` (b, l + m) is handed on.
         process: the noise.
 
     References:
@@ -47,7 +47,7 @@ class InterleavedDenoiser(Denoiser):
         **cond: Any,
     ) -> ProductLaw:
         x, visited, logits, means = self.outputs(xt, t, u=u, given=given, **cond)
-        hidden = visited[:, : x[TOKENS].shape[1]]
+        hidden = self.process.split(visited, x)[TOKENS]
         law = Categorical.from_logits(logits).with_known(x[TOKENS], ~hidden)
         return ProductLaw({TOKENS: law, VALUES: Dirac(means)})
 
@@ -55,11 +55,11 @@ class InterleavedDenoiser(Denoiser):
         self, xt: State, t: Tensor, *, u: Tensor | None = None, given: Tensor | None = None, **cond: Any
     ) -> tuple[dict[str, Tensor], Bool[Tensor, "b n"], Float[Tensor, "b l v"], Float[Tensor, "b m"]]:
         """(columns, the visited element, the network's logits, its means)."""
-        x = self.process.columns(xt, "denoiser")
-        tokens, values = x[TOKENS], x[VALUES]
-        visited = self.process.visited(self.process.step_of(t, x), x)
-        shown = tokens.masked_fill(visited[:, : tokens.shape[1]], self.process.tokens.vocab_size)
+        process, x = self.process, self.process.columns(xt, "denoiser")
+        real = process.real(x, cond.get("attention_mask"), "denoiser")
+        visited = process.tokens.visited(process.tokens.step_of(t, real), real)
+        shown = x[TOKENS].masked_fill(process.split(visited, x)[TOKENS], process.tokens.vocab_size)
         u = torch.ones_like(t) if u is None else u
         given = torch.zeros_like(visited) if given is None else given
-        logits, means = self.net(shown, values, t, u, visited, given, **cond)
+        logits, means = self.net(shown, x[VALUES], t, u, visited, given, **cond)
         return x, visited, logits, means

@@ -55,13 +55,10 @@ class GlauberClassification(Loss):
             raise TypeError(f"GlauberClassification: met a {type(denoiser).__name__}, wanted a GlauberDenoiser")
         process, tokens = self.process, self.process.tokens(x0, "GlauberClassification")
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
-        length = real.sum(1)
         rows = rng.row_indices(len(tokens)).to(tokens.device)
-        u = low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows)
-        total = process.num_rounds * length
-        before = torch.minimum((u * total).long(), (total - 1).clamp(min=0))
+        before = process.random_step(low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows), real)
         xk = process.corrupt_steps(tokens, before, row_positions(attention_mask, rng.fold(_NOISE)), real)
-        after = before + (length > 0)
+        after = before + real.any(1)
         visited = process.visited(after, real)
         is_signal = rng.fold(_SYMBOL).uniform((len(tokens),), tokens.device) < process.keep
         noise = (rng.fold(_TOKEN).uniform((len(tokens),), tokens.device) * process.vocab_size).long()

@@ -12,7 +12,7 @@ from torch import Tensor
 from unmask.denoiser import Denoiser
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.law import State
-from unmask.loss import Loss, require
+from unmask.loss import Loss, column_positions, require
 from unmask.ops import low_discrepancy_uniforms
 from unmask.processes.interleaved import TOKENS, VALUES, Interleaved
 from unmask.rng import Rng
@@ -55,48 +55,47 @@ class InterleavedLoss(Loss):
         x0: State,
         rng: Rng,
         *,
-        attention_mask: Bool[Tensor, "b l"] | None = None,
+        attention_mask: Bool[Tensor, "b n"] | None = None,
         **cond: Any,
     ) -> Float[Tensor, " b"]:
         if not isinstance(denoiser, InterleavedDenoiser):
             raise TypeError(f"InterleavedLoss: met a {type(denoiser).__name__}, wanted an InterleavedDenoiser")
+        process, turns, x = self.process, self.process.tokens, self.process.columns(x0, "InterleavedLoss")
+        real = process.real(x, attention_mask, "InterleavedLoss")
+        keyed = rng if attention_mask is None else column_positions(list(process.split(real, x).values()), rng)
+        rows = rng.row_indices(len(real)).to(real.device)
+        before = turns.random_step(low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows), real)
+        visited, given = turns.visited(before + 1, real), self._given(x, rng, keyed)
+        noisy = process.corrupt_steps(x, before, keyed.fold(_NOISE), real, given)
+        seen, u, is_signal = self._visit(noisy, process.split(visited, x), rng, keyed)
         if attention_mask is not None:
-            raise ValueError(
-                "InterleavedLoss: met an attention_mask, but all rows must have the same elements; omit it"
-            )
-        process, x = self.process, self.process.columns(x0, "InterleavedLoss")
-        rows = rng.row_indices(len(x[TOKENS])).to(x[TOKENS].device)
-        uniforms = low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows)
-        before = (uniforms * process.num_steps(x)).long().clamp(max=process.num_steps(x) - 1)
-        visited, given = process.visited(before + 1, x), self._given(x, rng)
-        noisy = process.corrupt_steps(x, before, rng.fold(_NOISE), given)
-        seen, u, is_signal = self._visit(noisy, visited, rng)
-        time = (before + 1).double() / process.num_steps(x)
-        _, _, logits, means = denoiser.outputs(seen, time, u=u, given=given, **cond)
-        odds = logits.gather(2, seen[TOKENS][..., None]).squeeze(2).double() + process.tokens.log_signal_odds
+            cond["attention_mask"] = attention_mask
+        _, _, logits, means = denoiser.outputs(seen, turns.time_of(before + 1, real), u=u, given=given, **cond)
+        odds = logits.gather(2, seen[TOKENS][..., None]).squeeze(2).double() + turns.log_signal_odds
         nats = torch.nn.functional.softplus(torch.where(is_signal[:, None], -odds, odds))
         error = (noisy[VALUES].double() - means.double()).square() / 2
         per_element = torch.cat([nats, error], 1)
         return per_element.where(visited & ~given, 0.0).sum(1)
 
-    def _given(self, x: dict[str, Tensor], rng: Rng) -> Bool[Tensor, "b n"]:
-        shape = (len(x[TOKENS]), x[TOKENS].shape[1] + x[VALUES].shape[1])
-        share = self.given_share * rng.fold(_SHARE).uniform(shape[:1], x[TOKENS].device)
-        return rng.fold(_GIVEN).uniform(shape, x[TOKENS].device) < share[:, None]
+    def _given(self, x: dict[str, Tensor], rng: Rng, keyed: Rng) -> Bool[Tensor, "b n"]:
+        rows, length = x[TOKENS].shape
+        share = self.given_share * rng.fold(_SHARE).uniform((rows,), x[TOKENS].device)
+        streams = self.process.streams(keyed.fold(_GIVEN), length)
+        uniforms = [part.uniform(v.shape, v.device) for part, v in zip(streams, (x[TOKENS], x[VALUES]), strict=True)]
+        return torch.cat(uniforms, 1) < share[:, None]
 
     def _visit(
-        self, x: dict[str, Tensor], visited: Bool[Tensor, "b n"], rng: Rng
+        self, x: dict[str, Tensor], visited: dict[str, Tensor], rng: Rng, keyed: Rng
     ) -> tuple[dict[str, Tensor], Float[Tensor, " b"], Bool[Tensor, " b"]]:
         """(x with the visit made, or part u of it to a number, u, whether a token would be signal)."""
         tokens, values, noise = x[TOKENS], x[VALUES], self.process.tokens
-        rows, length = (len(tokens),), tokens.shape[1]
+        rows = (len(tokens),)
         is_signal = rng.fold(_SYMBOL).uniform(rows, tokens.device) < noise.keep
         other = (rng.fold(_TOKEN).uniform(rows, tokens.device) * noise.vocab_size).long()
         u = 1 - rng.fold(_INSIDE).uniform(rows, tokens.device)  # in (0, 1]
-        left = self.process.retention ** u[:, None]
-        moved = left * values + (1 - left**2).sqrt() * rng.fold(_VALUE).normal(values.shape, values.device)
+        moved = self.process.decay(values, u[:, None], self.process.streams(keyed.fold(_VALUE), tokens.shape[1])[1])
         seen = {
-            TOKENS: tokens.where(~visited[:, :length] | is_signal[:, None], other[:, None]),
-            VALUES: values.where(~visited[:, length:], moved.to(values.dtype)),
+            TOKENS: tokens.where(~visited[TOKENS] | is_signal[:, None], other[:, None]),
+            VALUES: values.where(~visited[VALUES], moved),
         }
         return seen, u, is_signal

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from unmask.law import Law, State
@@ -62,22 +62,28 @@ class Glauber(Process):
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return (rng.fold(_VALUE).uniform(tuple(shape)) * self.vocab_size).long()
 
-    def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
+    def corrupt(
+        self,
+        x0: State,
+        t: Tensor,
+        rng: Rng,
+        x1: State | None = None,
+        *,
+        attention_mask: Bool[Tensor, "b l"] | None = None,
+    ) -> Tensor:
         if x1 is not None:
             raise ValueError("Glauber.corrupt: met an end point x1, but this noise is drawn independently; omit x1")
         tokens = self.tokens(x0, "corrupt")
-        real = torch.ones_like(tokens, dtype=torch.bool)
+        real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
         return self.corrupt_steps(tokens, self.step_of(t.expand(len(tokens)), real), rng, real)
 
     def corrupt_steps(
         self, x0: Int64[Tensor, "b l"], step: Int64[Tensor, " b"], rng: Rng, real: Bool[Tensor, "b l"]
     ) -> Int64[Tensor, "b l"]:
         """A draw of x_k after `step` visits of the real sites; padding stays."""
-        length, place = self.places(real)
-        visits = torch.div(step[:, None] - place + length[:, None] - 1, length[:, None], rounding_mode="floor")
-        kept = rng.fold(_KEPT).uniform(x0.shape, x0.device) < self.keep ** visits.clamp(min=0).double()
+        kept = rng.fold(_KEPT).uniform(x0.shape, x0.device) < self.keep ** self.visits(step, real).double()
         noise = (rng.fold(_VALUE).uniform(x0.shape, x0.device) * self.vocab_size).long()
-        return x0.where(kept | ~real, noise)
+        return x0.where(kept, noise)
 
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:
         """`law` itself: the model of this process is the heat-bath law of x_s one step before t, not a law of x_0.
@@ -104,9 +110,20 @@ class Glauber(Process):
         """How many visits have been made at time t."""
         return torch.round(t.to(real.device) * (self.num_rounds * self.places(real)[0])).long()
 
+    def random_step(self, u: Float[Tensor, " b"], real: Bool[Tensor, "b l"]) -> Int64[Tensor, " b"]:
+        """Uniform in 0 .. all of a row's visits but the last, by a uniform u; 0 for rows of padding alone."""
+        total = self.num_rounds * real.sum(1)
+        return torch.minimum((u.to(real.device) * total).long(), (total - 1).clamp(min=0))
+
     def time_of(self, step: Int64[Tensor, " b"], real: Bool[Tensor, "b l"]) -> Tensor:
         """The time after `step` visits."""
         return step.double() / (self.num_rounds * self.places(real)[0])
+
+    def visits(self, step: Int64[Tensor, " b"], real: Bool[Tensor, "b l"]) -> Int64[Tensor, "b l"]:
+        """How often each site was visited in the first `step` visits of its row; padding never."""
+        length, place = self.places(real)
+        times = torch.div(step[:, None] - place + length[:, None] - 1, length[:, None], rounding_mode="floor")
+        return times.clamp(min=0).masked_fill(~real, 0)
 
     def visited(self, step: Int64[Tensor, " b"], real: Bool[Tensor, "b l"]) -> Bool[Tensor, "b l"]:
         """The one site of each row that visit number `step` = 1, 2, ... is made to; none for step 0."""

@@ -33,7 +33,8 @@ class Interleaved(Process):
     keep ** num_rounds, and a ** num_rounds of a number.
 
     States are dicts of "tokens" (b, l), int64, and "values" (b, m), floating. Time t means the first
-    round(t num_rounds (l + m)) steps. All rows have the same elements: there is no padding.
+    round(t num_rounds (l + m)) steps. Where rows differ in length, a mask (b, l + m) tells the n = l + m elements that
+    are real, tokens first; a row's steps visit its own ones only.
 
     Args:
         tokens: the tokens' noise, which also tells the number of rounds.
@@ -54,28 +55,48 @@ class Interleaved(Process):
             raise ValueError(f"Interleaved: retention={self.retention}, wanted a number in (0, 1)")
 
     def prior(self, shape: Mapping[str, Sequence[int]], rng: Rng) -> State:
-        tokens = self.tokens.prior(shape[TOKENS], rng.fold(_TOKENS))
-        return {TOKENS: tokens, VALUES: rng.fold(_VALUES).normal(tuple(shape[VALUES])).float()}
+        of_tokens, of_values = self.streams(rng, shape[TOKENS][1])
+        tokens = self.tokens.prior(shape[TOKENS], of_tokens)
+        return {TOKENS: tokens, VALUES: of_values.normal(tuple(shape[VALUES])).float()}
 
-    def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> State:
+    def corrupt(
+        self,
+        x0: State,
+        t: Tensor,
+        rng: Rng,
+        x1: State | None = None,
+        *,
+        attention_mask: Bool[Tensor, "b n"] | None = None,
+    ) -> State:
         if x1 is not None:
             raise ValueError("Interleaved.corrupt: met an end point x1, but this noise is drawn independently; omit x1")
         columns = self.columns(x0, "corrupt")
-        return self.corrupt_steps(columns, self.step_of(t.expand(len(columns[TOKENS])), columns), rng)
+        real = self.real(columns, attention_mask, "corrupt")
+        return self.corrupt_steps(columns, self.tokens.step_of(t.expand(len(real)), real), rng, real)
 
     def corrupt_steps(
-        self, x0: dict[str, Tensor], step: Int64[Tensor, " b"], rng: Rng, given: Bool[Tensor, "b n"] | None = None
+        self,
+        x0: dict[str, Tensor],
+        step: Int64[Tensor, " b"],
+        rng: Rng,
+        real: Bool[Tensor, "b n"],
+        given: Bool[Tensor, "b n"] | None = None,
     ) -> dict[str, Tensor]:
-        """A draw after `step` visits; elements of `given` stay as they are."""
-        tokens, values = x0[TOKENS], x0[VALUES]
-        visits, length = self.visits(step, x0), tokens.shape[1]
+        """A draw after `step` visits of the real elements; padding and elements of `given` stay as they are."""
+        visits = self.tokens.visits(step, real)
         if given is not None:
             visits = visits.masked_fill(given, 0)
-        kept = rng.fold(_TOKENS, 1).uniform(tokens.shape, tokens.device) < self.tokens.keep ** visits[:, :length]
-        noise = (rng.fold(_TOKENS, 2).uniform(tokens.shape, tokens.device) * self.tokens.vocab_size).long()
-        left = self.retention ** visits[:, length:].double()
-        moved = left * values + (1 - left**2).sqrt() * rng.fold(_VALUES).normal(values.shape, values.device)
-        return {TOKENS: tokens.where(kept, noise), VALUES: moved.to(values.dtype)}
+        times = self.split(visits, x0)
+        of_tokens, of_values = self.streams(rng, x0[TOKENS].shape[1])
+        kept = of_tokens.fold(1).uniform(x0[TOKENS].shape, step.device) < self.tokens.keep ** times[TOKENS].double()
+        noise = (of_tokens.fold(2).uniform(x0[TOKENS].shape, step.device) * self.tokens.vocab_size).long()
+        moved = self.decay(x0[VALUES], times[VALUES].double(), of_values)
+        return {TOKENS: x0[TOKENS].where(kept, noise), VALUES: moved}
+
+    def decay(self, values: Float[Tensor, "b m"], u: Float[Tensor, "b #m"], rng: Rng) -> Float[Tensor, "b m"]:
+        """a^u values + sqrt(1 - a^2u) eps."""
+        left = self.retention**u
+        return (left * values + (1 - left**2).sqrt() * rng.normal(values.shape, values.device)).to(values.dtype)
 
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:
         """Refused: a visit to a number is undone in several smaller steps, which `InterleavedSteps` takes.
@@ -88,27 +109,7 @@ class Interleaved(Process):
             "with InterleavedSteps"
         )
 
-    # -- which element when -------------------------------------------------------------------------------------------
-
-    def step_of(self, t: Float[Tensor, " b"], x: dict[str, Tensor]) -> Int64[Tensor, " b"]:
-        """How many visits have been made at time t."""
-        return torch.round(t.to(x[TOKENS].device) * self.num_steps(x)).long()
-
-    def num_steps(self, x: dict[str, Tensor]) -> int:
-        """Visits in all rounds."""
-        return self.tokens.num_rounds * (x[TOKENS].shape[1] + x[VALUES].shape[1])
-
-    def visits(self, step: Int64[Tensor, " b"], x: dict[str, Tensor]) -> Int64[Tensor, "b n"]:
-        """How often each of the n = l + m elements was visited in the first `step` steps."""
-        number = x[TOKENS].shape[1] + x[VALUES].shape[1]
-        element = torch.arange(number, device=step.device)
-        return torch.div(step[:, None] - element + number - 1, number, rounding_mode="floor").clamp(min=0)
-
-    def visited(self, step: Int64[Tensor, " b"], x: dict[str, Tensor]) -> Bool[Tensor, "b n"]:
-        """The one element that visit number `step` = 1, 2, ... is made to; none for step 0."""
-        number = x[TOKENS].shape[1] + x[VALUES].shape[1]
-        element = torch.arange(number, device=step.device)
-        return (element == ((step - 1) % number)[:, None]) & (step > 0)[:, None]
+    # -- tokens beside numbers ----------------------------------------------------------------------------------------
 
     def columns(self, x: State, operation: str) -> dict[str, Tensor]:
         """x, if it holds tokens and values of the same rows."""
@@ -119,3 +120,27 @@ class Interleaved(Process):
                 f"Interleaved.{operation}: met {met}, wanted tokens (b, l), int64, and values (b, m), floating"
             )
         return x
+
+    def real(self, x: dict[str, Tensor], attention_mask: Tensor | None, operation: str) -> Bool[Tensor, "b n"]:
+        """The elements that are no padding, tokens first."""
+        shape = (len(x[TOKENS]), x[TOKENS].shape[1] + x[VALUES].shape[1])
+        if attention_mask is None:
+            return torch.ones(shape, dtype=torch.bool, device=x[TOKENS].device)
+        if attention_mask.shape != shape or list(x) != [TOKENS, VALUES]:
+            raise ValueError(
+                f"Interleaved.{operation}: met an attention_mask {tuple(attention_mask.shape)} of {list(x)}, wanted "
+                f"{shape}: the tokens and then the values of each row, as the state has them"
+            )
+        return attention_mask
+
+    def split(self, elements: Tensor, x: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What is told of all n elements, by column."""
+        tokens, values = elements.split([x[TOKENS].shape[1], x[VALUES].shape[1]], 1)
+        return {TOKENS: tokens, VALUES: values}
+
+    def streams(self, rng: Rng, length: int) -> tuple[Rng, Rng]:
+        """That of tokens (b, l) and that of values (b, m), each with its part of the positions, if these are named."""
+        tokens, values = rng.fold(_TOKENS), rng.fold(_VALUES)
+        if rng.site_ids is None:
+            return tokens, values
+        return tokens.positions(rng.site_ids[:, :length]), values.positions(rng.site_ids[:, length:])

@@ -65,22 +65,22 @@ class InterleavedSteps(Sampler):
         editable: State | None = None,
         **cond: Any,
     ) -> tuple[State, Carry]:
-        now = dict(self.process.columns(x, "InterleavedSteps"))
-        if cond.get("attention_mask") is not None:
-            raise ValueError("InterleavedSteps: met an attention_mask, but all rows have the same elements; omit it")
-        given = self._given(now, editable)
-        last, first = self.process.step_of(t, now), self.process.step_of(s, now)
+        process, turns, now = self.process, self.process.tokens, dict(self.process.columns(x, "InterleavedSteps"))
+        real = process.real(now, cond.get("attention_mask"), "InterleavedSteps")
+        given = self._given(now, editable) & real
+        length = now[TOKENS].shape[1]
+        last, first = turns.step_of(t, real), turns.step_of(s, real)
         for done in range(int((last - first).max())):
             step = (last - done).clamp(min=0)
-            where = self.process.visited(step, now) & ~given & (step > first)[:, None]
-            time, part = step.double() / self.process.num_steps(now), rng.fold(done)
-            tokens, values = where.split([now[TOKENS].shape[1], now[VALUES].shape[1]], 1)
-            if bool(tokens.any()):
+            where = process.split(turns.visited(step, real) & ~given & (step > first)[:, None], now)
+            time, (of_tokens, of_values) = turns.time_of(step, real), process.streams(rng.fold(done), length)
+            if bool(where[TOKENS].any()):
                 law = self._law(denoiser, now, time, given, None, cond).column(TOKENS)
                 assert isinstance(law, SiteLaw)
-                now[TOKENS] = now[TOKENS].masked_scatter(tokens, law.sample_at(tokens, part.fold(0))[0])
-            if bool(values.any()):
-                self._undo(denoiser, now, values, time, given, part.fold(1), cond)
+                drawn, _ = law.sample_at(where[TOKENS], of_tokens)
+                now[TOKENS] = now[TOKENS].masked_scatter(where[TOKENS], drawn)
+            if bool(where[VALUES].any()):
+                self._undo(denoiser, now, where[VALUES], time, given, of_values, cond)
         return now, Carry()
 
     def _undo(
