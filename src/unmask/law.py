@@ -158,7 +158,9 @@ class Categorical(SiteLaw):
             logits = head(flat.index_select(0, index))
             if forbidden is None:
                 return logits
-            return writable(logits).index_fill_(1, torch.tensor([forbidden], device=logits.device), -torch.inf)
+            logits = writable(logits)
+            logits.select(1, forbidden).fill_(-torch.inf)
+            return logits
 
         scorer: Callable[..., Tensor] | None = getattr(head, "token_log_prob", None)
         shortcut = None

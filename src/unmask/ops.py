@@ -48,8 +48,8 @@ def draw_repeatedly(log_probs: Float[Tensor, "*n v"], u: Float[Tensor, "*n m"]) 
             f"draw_categorical: row {row} has no probability mass (all -inf, or NaN among its {log_probs.shape[-1]} "
             "log-probabilities); check the network's output for NaN and the filters for an empty set"
         )
-    # rounding may push u * total onto the last step of the CDF: one unit below, the last class that has mass is found
-    return torch.searchsorted(cdf, torch.minimum(u * total, total * (1 - 2.0**-52)), right=True)
+    # u * total must not be rounded onto the last step of the CDF: below it, the last class that has mass is found
+    return torch.searchsorted(cdf, u.clamp(max=1 - 2.0**-52) * total, right=True)
 
 
 def low_discrepancy_uniforms(shift: float, rows: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
@@ -30,36 +31,28 @@ def _mix_int(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's ``>>`` on int64 drags the sign bit along."""
-    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _mix(z: Tensor) -> Tensor:
-    """`_mix_int` on an int64 tensor, wrapping around as unsigned words do; the input is consumed."""
-    if z.device.type == "cpu":  # NumPy has unsigned words, and a third of the cost per operation
-        words = z.numpy().view(np.uint64)
-        words += np.uint64(_GOLDEN)
-        words ^= words >> np.uint64(30)
-        words *= np.uint64(_MIX_1)
-        words ^= words >> np.uint64(27)
-        words *= np.uint64(_MIX_2)
-        words ^= words >> np.uint64(31)
-        return z
-    return _mix_signed(z)
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """`_mix_int` on words, in place."""
+    z += np.uint64(_GOLDEN)
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(_MIX_1)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(_MIX_2)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def _mix_signed(z: Tensor) -> Tensor:
-    """`_mix` where only signed words are to be had."""
+    """`_mix` on accelerators, which have no unsigned words."""
     z = z.add_(_signed(_GOLDEN))
     z = z.bitwise_xor_(_shift_right(z, 30)).mul_(_signed(_MIX_1))
     z = z.bitwise_xor_(_shift_right(z, 27)).mul_(_signed(_MIX_2))
     return z.bitwise_xor_(_shift_right(z, 31))
 
 
-def _to_uniform(bits: Tensor) -> Tensor:
-    """The upper 52 bits k as (k + 1/2) 2^-52."""
-    return _shift_right(bits, 12).double().add_(0.5).mul_(2.0**-52)
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's ``>>`` on int64 drags the sign bit along."""
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,21 +142,39 @@ class Rng:
 
     def _hash(self, rows: Tensor, sites: Tensor) -> Tensor:
         """The bits at (row, site), broadcast against each other."""
-        return _mix(sites * _signed(_MIX_2) + _mix(rows * _signed(_GOLDEN) + _signed(self.key)))
+        if rows.is_cpu:
+            return torch.from_numpy(self._words(rows, sites).view(np.int64))
+        row = _mix_signed(rows * _signed(_GOLDEN) + _signed(self.key))
+        return _mix_signed(sites * _signed(_MIX_2) + row)
+
+    def _words(self, rows: Tensor, sites: Tensor) -> NDArray[np.uint64]:
+        """`_hash` by NumPy, which has unsigned words and starts an operation in a third of the time."""
+        row = _mix(rows.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(self.key))
+        return _mix(sites.numpy().view(np.uint64) * np.uint64(_MIX_2) + row)
+
+    def _uniforms(self, rows: Tensor, sites: Tensor) -> Tensor:
+        """The upper 52 bits k as (k + 1/2) 2^-52."""
+        if not rows.is_cpu:
+            return _shift_right(self._hash(rows, sites), 12).double().add_(0.5).mul_(2.0**-52)
+        u = (self._words(rows, sites) >> np.uint64(12)).view(np.int64).astype(np.float64)
+        u += 0.5
+        u *= 2.0**-52
+        return torch.from_numpy(u)
 
     def uniform(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, "b *s"]:
         """Uniforms in the open interval (0, 1), float64, shape (b, *s)."""
-        return _to_uniform(self.bits(shape, device))
+        rows, sites = self._addresses(shape, device)
+        return self._uniforms(rows[:, None], sites).reshape(tuple(shape))
 
     def uniform_at(self, index: Int64[Tensor, " n"], shape: Sequence[int]) -> Float64[Tensor, " n"]:
         """``uniform(shape).flatten()[index]``, at the cost of these n numbers only."""
         count = math.prod(shape[1:])
         row, site = index // count, index % count
         if self.site_ids is None and self.row_ids is None:
-            return _to_uniform(self._hash(row, site))
+            return self._uniforms(row, site)
         rows, sites = self._addresses(shape, index.device)
         site_ids = site if self.site_ids is None else sites.expand(len(rows), -1)[row, site]
-        return _to_uniform(self._hash(rows[row], site_ids))
+        return self._uniforms(rows[row], site_ids)
 
     def normal(self, shape: Sequence[int], device: torch.device | None = None) -> Float64[Tensor, "b *s"]:
         """Standard normals by inversion, float64, exact in the tails down to 2^-53."""
