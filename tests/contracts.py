@@ -368,6 +368,7 @@ class SamplerContract:
             seen = event.canvas
             assert torch.equal(seen[~editable], canvas[~editable])
             assert not bool((event.newly_set & ~editable).any())
+            assert bool((seen[event.newly_set] < self.world().num_values).all()), "a mask is reported as newly set"
             if event.commit_log_prob is not None:
                 assert torch.equal(~event.commit_log_prob.isnan(), event.newly_set)
         assert bool((seen < self.world().num_values).all()), "ends on data"

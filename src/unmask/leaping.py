@@ -139,9 +139,6 @@ class Leaping(KernelSampler):
     def rule(self) -> Rule:
         """From expected jumps to the probability of one."""
 
-    def prior(self, shape: Any, rng: Rng) -> State:
-        return self.process.prior(shape, rng)
-
     def transition(self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, **cond: Any) -> SiteLaw:
         """The law of x_s given x_t = x; the network is not called before a value is needed."""
         return self.leap(denoiser, x, t, s, t - s, **cond)

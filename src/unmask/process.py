@@ -37,6 +37,10 @@ class Process(ABC):
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:
         """The exact law of x_s given x_t, s < t, for x_0 given x_t ~ `law`: q(x_s | x_t, x_0) averaged over it."""
 
+    def remasked(self, x: State) -> State | None:
+        """Where x, the state after a reverse step, holds a mask that the step may have put there; None: never."""
+        return None
+
 
 class DiscreteProcess(Process):
     """Independent Markov noise on sites with `vocab_size` states, defined by two vectors.

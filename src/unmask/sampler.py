@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from unmask.denoiser import Denoiser
 from unmask.law import Law, State
+from unmask.process import Process
 from unmask.rng import Rng
 
 
@@ -64,6 +65,14 @@ class Sampler(ABC):
 class KernelSampler(Sampler):
     """A sampler whose step is one draw from a law that it can tell: its transition kernel."""
 
+    if TYPE_CHECKING:  # a field of most subclasses, derived in some
+
+        @property
+        def process(self) -> Process: ...
+
+    def prior(self, shape: Any, rng: Rng) -> State:
+        return self.process.prior(shape, rng)
+
     @abstractmethod
     def transition(self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, **cond: Any) -> Law:
         """The law of x_s given x_t = x."""
@@ -82,4 +91,4 @@ class KernelSampler(Sampler):
     ) -> tuple[State, Carry]:
         law = self.transition(denoiser, x, t, s, **cond)
         after, commit = (law if editable is None else law.only(editable)).draw(rng)
-        return after, Carry(commit_log_prob=commit)
+        return after, Carry(commit_log_prob=commit, remasked=self.process.remasked(after))

@@ -101,7 +101,7 @@ class TwoStage(Sampler):
         if at_an_end(self.process, t, s):
             whole = self.process.reverse(ask(denoiser, tokens, t, **cond), tokens, t, s)
             after, commit = whole.only(allowed).draw(rng)
-            return after, Carry(commit_log_prob=commit)
+            return after, Carry(commit_log_prob=commit, remasked=self.process.remasked(after))
         alive = allowed  # rows without a site that can jump are not evaluated
         if isinstance(self.process, Masked):
             alive = allowed & (tokens == self.process.mask_id)
@@ -110,4 +110,5 @@ class TwoStage(Sampler):
         later = ask(denoiser, star, self.middle(t, s), sites=alive, **cond)
         leap = self.second(law, later, tokens, star, t, s)
         after, fresh = leap.only(allowed).draw(rng.fold(_SECOND))
-        return after, Carry(commit_log_prob=scores.where(fresh.isnan(), fresh))
+        commit = scores.where(fresh.isnan(), fresh)
+        return after, Carry(commit_log_prob=commit, remasked=self.process.remasked(after))

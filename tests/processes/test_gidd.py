@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from contracts import (
     unit_interval_quadrature,
 )
 from helpers import CountingHead
-from unmask import Categorical, DiscreteProcess, Loss, Rng, sample
+from unmask import Categorical, DiscreteProcess, Loss, Rng, sample, time_grid, trajectory
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.losses.nelbo import NELBO
 from unmask.oracles.statistics import chi_square
@@ -23,6 +24,9 @@ from unmask.oracles.tiny_joint import TinyJoint, enumerate_states
 from unmask.processes.gidd import GIDD
 from unmask.processes.masked import Masked
 from unmask.samplers.ancestral import Ancestral
+from unmask.samplers.euler import Euler
+from unmask.samplers.theta_trapezoidal import ThetaTrapezoidal
+from unmask.samplers.uniformisation import Uniformisation
 
 SETTINGS = [(0.2, 1.0), (0.5, 2.0), (0.0, 1.0)]
 
@@ -259,3 +263,19 @@ def test_a_large_vocabulary_at_extreme_times_in_bfloat16(p_uniform: float) -> No
 def test_refuses(wrong: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GIDD(**{"vocab_size": 4, "mask_id": 3, **wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sampler", [Ancestral, Euler, ThetaTrapezoidal, Uniformisation])
+def test_tokens_that_become_masks_again_are_reported_as_such(sampler: Any) -> None:
+    """By every sampler whose steps may do so."""
+    process = GIDD(vocab_size=4, mask_id=3, p_uniform=0.6)
+    denoiser = TinyJoint.random(3, 3, seed=5).denoiser(process)
+    x, count = process.prior((400, 3), Rng(1)), 0
+    for event in trajectory(sampler(process=process), denoiser, x, time_grid(6), rng=Rng(2)):
+        assert isinstance(event.canvas, Tensor)
+        changed = event.canvas != x
+        assert torch.equal(event.remasked, changed & (event.canvas == 3))
+        assert torch.equal(event.newly_set, changed & (event.canvas != 3))
+        assert torch.equal(~event.commit_log_prob.isnan(), event.newly_set)
+        x, count = event.canvas, count + int(event.remasked.sum())
+    assert count > 0

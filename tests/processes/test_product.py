@@ -5,6 +5,7 @@ from contracts import time
 from unmask import Denoiser, ProductLaw, Rng, State, sample
 from unmask.oracles.statistics import chi_square
 from unmask.oracles.tiny_joint import TinyJoint, state_index
+from unmask.processes.gidd import GIDD
 from unmask.processes.masked import Masked
 from unmask.processes.product import Product
 from unmask.samplers.ancestral import Ancestral
@@ -49,6 +50,14 @@ def test_ancestral_sampling_needs_no_change() -> None:
     joint = both.bincount(minlength=8).double() / n
     left = joint.reshape(2, 4).sum(1, keepdim=True)
     torch.testing.assert_close(joint.reshape(2, 4), left * joint.reshape(2, 4).sum(0), atol=0.01, rtol=0)
+
+
+def test_masks_that_come_back_are_told_by_column() -> None:
+    noise = Product(columns={"left": LEFT, "right": GIDD(vocab_size=4, mask_id=0)})
+    x = {"left": torch.tensor([[2, 1]]), "right": torch.tensor([[0, 3]])}
+    told = noise.remasked(x)
+    assert set(told) == {"right"}
+    assert told["right"].tolist() == [[True, False]]
 
 
 def test_columns_are_corrupted_by_their_own_process() -> None:

@@ -133,6 +133,9 @@ class GIDD(Interpolating):
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return torch.full(tuple(shape), self.mask_id, dtype=torch.int64)
 
+    def remasked(self, x: State) -> Tensor:
+        return self._tokens(x, "remasked") == self.mask_id
+
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:
         tokens = self._tokens(xt, "reverse")
         t, s = (expand_time(v, tokens).expand(tokens.shape) for v in (t, s))

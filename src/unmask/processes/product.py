@@ -51,6 +51,11 @@ class Product(Process):
         columns = self._check(xt, "reverse")
         return ProductLaw({name: p.reverse(law.column(name), columns[name], t, s) for name, p in self.columns.items()})
 
+    def remasked(self, x: State) -> dict[str, Tensor]:
+        columns = self._check(x, "remasked")
+        found = {name: p.remasked(columns[name]) for name, p in self.columns.items()}
+        return {name: _one(sites) for name, sites in found.items() if sites is not None}
+
     def _check(self, state: Mapping[str, _T] | Tensor, operation: str) -> Mapping[str, _T]:
         if isinstance(state, Tensor) or set(state) != set(self.columns):
             met = "a single tensor" if isinstance(state, Tensor) else f"columns {sorted(state)}"

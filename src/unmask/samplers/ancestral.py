@@ -15,7 +15,6 @@ from unmask.denoiser import Denoiser
 from unmask.law import Law, State
 from unmask.ops import keep_top_k, keep_top_p, temper
 from unmask.process import Process
-from unmask.rng import Rng
 from unmask.sampler import KernelSampler
 
 
@@ -60,9 +59,6 @@ class Ancestral(KernelSampler):
             raise ValueError(f"Ancestral: top_k={self.top_k}, wanted at least 1, or None to keep every value")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"Ancestral: top_p={self.top_p}, wanted a number in (0, 1], or None")
-
-    def prior(self, shape: Any, rng: Rng) -> State:
-        return self.process.prior(shape, rng)
 
     def filters(self) -> list[Callable[[Tensor], Tensor]]:
         """The maps of log-probabilities (n, v) that the settings ask for, in order: temperature, top-k, top-p."""

@@ -12,7 +12,6 @@ from unmask.denoisers.cadd import LATENT, TOKENS, EmbeddingLaw
 from unmask.law import Dirac, Law, ProductLaw, State
 from unmask.losses.cadd import masked_column
 from unmask.processes.product import Product
-from unmask.rng import Rng
 from unmask.sampler import KernelSampler
 
 
@@ -47,9 +46,6 @@ class CADDSampler(KernelSampler):
         masked_column(self, self.process)
         if self.estimate not in ("soft", "hard"):
             raise ValueError(f"CADDSampler: estimate={self.estimate!r}, wanted 'soft' or 'hard'")
-
-    def prior(self, shape: Any, rng: Rng) -> State:
-        return self.process.prior(shape, rng)
 
     def transition(self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, **cond: Any) -> Law:
         """The law of (x_s, z_s) given (x_t, z_t)."""

@@ -71,9 +71,6 @@ class DistilledLeaping(KernelSampler):
         """The learned times, for `trajectory`."""
         return torch.tensor(self.times, dtype=torch.float64)
 
-    def prior(self, shape: Any, rng: Rng) -> State:
-        return self.base.prior(shape, rng)
-
     def transition(self, denoiser: Denoiser, x: State, t: Tensor, s: Tensor, **cond: Any) -> SiteLaw:
         """The law of x_s given x_t = x."""
         duration = t - s

@@ -89,7 +89,7 @@ class Uniformisation(Sampler):
         walk.leap(t, torch.maximum(s, top), rng.fold(_START))
         walk.jump(top, bottom)
         walk.leap(torch.minimum(t, bottom), s, rng.fold(_END))
-        return walk.x, Carry(commit_log_prob=walk.commit)
+        return walk.x, Carry(commit_log_prob=walk.commit, remasked=self.process.remasked(walk.x))
 
 
 class _Walk:
