@@ -40,9 +40,8 @@ class Exact(nn.Module):
         noise, a = self.noise, self.noise.retention
         real = torch.ones_like(visited)
         step = noise.tokens.step_of(t, real)
-        now = noise.tokens.visits(step, real).masked_fill(
-            given, 0
-        )  # how often each element was visited, this visit included
+        # how often each element was visited, this visit included
+        now = noise.tokens.visits(step, real).masked_fill(given, 0)
         log_weight = JOINT.flatten().log().expand(len(tokens), 4).clone()
         clean = torch.stack([torch.arange(4) // 2, torch.arange(4) % 2], 1)
         for site in range(2):
@@ -71,6 +70,10 @@ class Exact(nn.Module):
 class PaddedMixed(nn.Module):
     """For invariance tests: reads all real elements, the place of each and what is told of it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones((), dtype=torch.float64))
+
     def forward(
         self,
         tokens: Tensor,
@@ -82,12 +85,13 @@ class PaddedMixed(nn.Module):
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         real = torch.ones_like(visited) if attention_mask is None else attention_mask
+        assert not bool((given & ~real).any()), "padding is told to be given"
         length = tokens.shape[1]
         everything = torch.cat([tokens.double(), values.double()], 1)
-        seen = torch.sin(everything + given + 2 * visited + t[:, None] + u[:, None]).where(real, 0.0)
+        seen = torch.sin(everything.where(real, 0.0) + given + 2 * visited + t[:, None] + u[:, None]).where(real, 0.0)
         # an element's place is that among its kind: tokens of a row do not move its numbers
         place = torch.cat([real[:, :length].cumsum(1), real[:, length:].cumsum(1)], 1)
-        told = torch.sin(place + seen.sum(1, keepdim=True))
+        told = torch.sin(place + seen.sum(1, keepdim=True)) * self.slope
         return torch.stack([told[:, :length], -told[:, :length]], 2), told[:, length:]
 
 

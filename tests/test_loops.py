@@ -188,6 +188,33 @@ def test_padding_covers_the_channels_of_a_site_and_every_column(columns: bool) -
         assert bool((value[:, :4] == 7).all())
 
 
+def test_a_mask_of_columns_side_by_side_tells_each_its_part() -> None:
+    """Columns of different lengths, as of text beside an image."""
+    one = Masked(vocab_size=6, mask_id=5)
+    sampler = Ancestral(process=Product(columns={"a": one, "b": one}))
+
+    class Both(Denoiser):
+        def forward(self, xt: Any, t: torch.Tensor, *, attention_mask: torch.Tensor, **cond: object) -> ProductLaw:
+            a, b = attention_mask.split([xt["a"].shape[1], xt["b"].shape[1]], 1)
+            chain = PaddedChain(6)
+            return ProductLaw({"a": chain(xt["a"], t, attention_mask=a), "b": chain(xt["b"], t, attention_mask=b)})
+
+    def run(left: int, right: int) -> dict[str, torch.Tensor]:
+        real = {"a": torch.tensor([[False] * left + [True] * 3]), "b": torch.tensor([[True] * 4 + [False] * right])}
+        canvas = {k: torch.full((8, v.shape[1]), 1) for k, v in real.items()}
+        mask = torch.cat([v.expand(8, -1) for v in real.values()], 1)
+        out = sample(sampler, Both(), canvas, num_steps=4, rng=Rng(1), attention_mask=mask)
+        assert isinstance(out, dict)
+        assert bool((out["a"][:, :left] == 1).all())
+        return {"a": out["a"][:, left:], "b": out["b"][:, :4]}
+
+    for left, right in [(2, 0), (0, 3), (1, 1)]:
+        assert all(torch.equal(v, run(0, 0)[k]) for k, v in run(left, right).items())
+    everywhere, canvas = torch.ones(1, 2, dtype=torch.bool), {k: torch.ones(1, 2, dtype=torch.int64) for k in "ab"}
+    with pytest.raises(TypeError, match="one editable tensor"):
+        sample(sampler, Both(), canvas, num_steps=1, rng=Rng(0), editable=everywhere, attention_mask=everywhere)
+
+
 def _editable(canvas: Any, mask: torch.Tensor) -> Any:
     if isinstance(canvas, dict):
         return {name: _editable(value, mask) for name, value in canvas.items()}

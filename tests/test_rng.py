@@ -4,7 +4,7 @@ import torch
 
 from unmask import Rng
 from unmask.oracles.statistics import chi_square
-from unmask.rng import _mix, _mix_signed
+from unmask.rng import _mix, _mix_signed, _signed_uniforms, _signed_words
 
 
 def test_a_draw_is_a_function_of_its_address_alone() -> None:
@@ -83,6 +83,28 @@ def test_signed_and_unsigned_words_mix_alike() -> None:
     words = torch.cat([torch.arange(-500, 500), torch.tensor([2**63 - 1, -(2**63)])])
     mixed = _mix(words.clone().numpy().view(np.uint64)).view(np.int64)
     assert torch.equal(torch.from_numpy(mixed), _mix_signed(words.clone()))
+
+
+def test_accelerators_draw_the_same_numbers() -> None:
+    """Their arithmetic, run here."""
+    rng = Rng(3).fold(7).rows(torch.tensor([0, 5, 2**40, 2**63 - 1]))
+    rows, sites = rng._addresses((4, 9), None)
+    words = _signed_words(rows[:, None], sites, rng.key)
+    assert torch.equal(words, rng.bits((4, 9)))
+    assert torch.equal(_signed_uniforms(words), rng.uniform((4, 9)))
+
+
+def test_columns_have_their_own_streams_and_positions() -> None:
+    rng, named = Rng(1), torch.tensor([[2, 0], [1, 1]])
+    keyed = rng.columns({"a": named})
+    assert torch.equal(
+        keyed.column("a").uniform((2, 2)), rng.column("a").uniform((2, 3))[torch.arange(2)[:, None], named]
+    )
+    assert torch.equal(keyed.fold(3).column("b").uniform((2, 2)), rng.fold(3).column("b").uniform((2, 2)))
+    assert not torch.equal(rng.column("a").uniform((2, 2)), rng.column("b").uniform((2, 2)))
+    second = keyed.take(torch.tensor([False, True]))
+    assert torch.equal(second.column("a").uniform((1, 2)), keyed.column("a").uniform((2, 2))[1:])
+    assert rng.positions(torch.zeros(0, 3, dtype=torch.int64)).uniform((0, 3)).shape == (0, 3)
 
 
 def test_channels_follow_their_named_site() -> None:

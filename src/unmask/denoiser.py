@@ -31,3 +31,17 @@ class Denoiser(nn.Module, ABC):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments apart from the network, as JSON values, for checkpoints."""
         return {}
+
+
+class Forwarding(Denoiser):
+    """Another denoiser, listened to: what else it offers is still to be had."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)

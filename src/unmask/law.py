@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -366,11 +365,6 @@ class Normal(Law):
         return self.loc
 
 
-def column_rng(rng: Rng, name: str) -> Rng:
-    """The stream of a named column: independent of the other columns and of their order."""
-    return rng.fold(zlib.crc32(name.encode()))
-
-
 class ProductLaw(Law):
     """Independent laws of named columns (tables, graphs, text with images)."""
 
@@ -391,7 +385,7 @@ class ProductLaw(Law):
         return ProductLaw({k: law.only(editable[k]) if k in editable else law for k, law in self.laws.items()})
 
     def draw(self, rng: Rng) -> tuple[State, State | None]:
-        drawn = {name: law.draw(column_rng(rng, name)) for name, law in self.laws.items()}
+        drawn = {name: law.draw(rng.column(name)) for name, law in self.laws.items()}
         values = {name: _tensor(value) for name, (value, _) in drawn.items()}
         return values, {name: _tensor(score) for name, (_, score) in drawn.items() if score is not None}
 

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unmask.denoiser import Denoiser
+from unmask.columns import keep_fixed, respect_padding
+from unmask.denoiser import Denoiser, Forwarding
 from unmask.law import Law, State
-from unmask.loss import column_positions, row_positions
 from unmask.rng import Rng
 from unmask.sampler import Sampler
 
@@ -48,12 +48,12 @@ class Step:
     seconds: float
 
 
-class Counted(Denoiser):
+class Counted(Forwarding):
     """Counts evaluations; guidance that evaluates twice is counted twice only if it is inside."""
 
     def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner, self.calls = inner, 0
+        super().__init__(inner)
+        self.calls = 0
 
     def forward(self, xt: State, t: Tensor, *, attention_mask: Tensor | None = None, **cond: Any) -> Law:
         self.calls += 1
@@ -61,13 +61,6 @@ class Counted(Denoiser):
             cond["attention_mask"] = attention_mask
         law: Law = self.inner(xt, t, **cond)
         return law
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the denoiser offers; using it is not counted."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("inner"), name)
 
 
 def time_grid(num_steps: int) -> Float[Tensor, " n"]:
@@ -254,18 +247,9 @@ def start(sampler: Sampler, canvas: Any, rng: Rng, editable: State | None = None
         return noise if editable is None else torch.where(_tensor(editable), noise, canvas)
     if isinstance(canvas, dict) and all(isinstance(v, Tensor) for v in canvas.values()):
         drawn = sampler.prior({k: v.shape for k, v in canvas.items()}, rng.fold(_PRIOR))
-        return drawn if editable is None else keep_fixed(canvas, drawn, editable)
+        assert isinstance(drawn, dict)
+        return keep_fixed(canvas, {k: v.to(canvas[k].device) for k, v in drawn.items()}, editable)
     return sampler.prior(canvas, rng.fold(_PRIOR))
-
-
-def keep_fixed(before: State, after: State, editable: State | None) -> State:
-    if editable is None:
-        return after
-    if isinstance(before, dict):
-        assert isinstance(after, dict)
-        assert isinstance(editable, dict)
-        return {k: torch.where(editable[k], after[k], v) if k in editable else after[k] for k, v in before.items()}
-    return torch.where(_tensor(editable), _tensor(after), before)
 
 
 def _only_where(newly_set: State, commit: State | None) -> State | None:
@@ -291,48 +275,6 @@ def _changes(before: State, after: State, reported: State | None) -> tuple[State
         return changed, torch.zeros_like(changed)
     remasked = changed & _tensor(reported)
     return changed & ~remasked, remasked
-
-
-def respect_padding(
-    x: State, rng: Rng, editable: State | None, attention_mask: Tensor | None
-) -> tuple[Rng, State | None]:
-    """Padding is never edited, and draws are keyed by the position among real tokens.
-
-    Of a product this goes for the columns whose sites the mask tells; draws are keyed if it tells those of all. A mask
-    as wide as all columns side by side tells each its part.
-    """
-    if attention_mask is None:
-        return rng, editable
-    if isinstance(x, dict) and _side_by_side(x, attention_mask):
-        given, parts = editable or {}, attention_mask.split([v.shape[1] for v in x.values()], 1)
-        assert isinstance(given, dict)
-        free = {k: _and_real(v, given.get(k), part) for (k, v), part in zip(x.items(), parts, strict=True)}
-        return column_positions(parts, rng), free
-    columns = x.values() if isinstance(x, dict) else [x]
-    keyed = row_positions(attention_mask, rng) if all(_told(v, attention_mask) for v in columns) else rng
-    if not isinstance(x, dict):
-        return keyed, _and_real(x, None if editable is None else _tensor(editable), attention_mask)
-    given = editable if isinstance(editable, dict) else {}
-    return keyed, {k: _and_real(v, given.get(k), attention_mask) for k, v in x.items()}
-
-
-def _side_by_side(x: dict[str, Tensor], attention_mask: Tensor) -> bool:
-    """Whether the mask tells the sites of several columns one after the other."""
-    columns = list(x.values())
-    flat = all(v.ndim == 2 and len(v) == len(attention_mask) for v in columns)
-    return flat and len(columns) > 1 and attention_mask.shape[1:] == (sum(v.shape[1] for v in columns),)
-
-
-def _told(x: Tensor, attention_mask: Tensor) -> bool:
-    return x.shape[: attention_mask.ndim] == attention_mask.shape
-
-
-def _and_real(x: Tensor, editable: Tensor | None, attention_mask: Tensor) -> Tensor:
-    """The editable sites that are no padding; further dimensions are channels of a site."""
-    editable = torch.ones_like(x, dtype=torch.bool) if editable is None else editable
-    if not _told(x, attention_mask):
-        return editable
-    return editable & attention_mask.reshape(*attention_mask.shape, *[1] * (editable.ndim - attention_mask.ndim))
 
 
 def _check_times(times: Tensor) -> None:

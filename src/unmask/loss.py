@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -72,8 +71,3 @@ def row_positions(attention_mask: Bool[Tensor, "b l"] | None, rng: Rng) -> Rng:
     if attention_mask is None:
         return rng
     return rng.positions((attention_mask.cumsum(1) - 1).clamp(min=0))
-
-
-def column_positions(masks: Sequence[Bool[Tensor, "b _"]], rng: Rng) -> Rng:
-    """`row_positions` for columns side by side, the real sites of each counted by themselves."""
-    return rng.positions(torch.cat([(mask.cumsum(1) - 1).clamp(min=0) for mask in masks], 1))

@@ -49,7 +49,7 @@ def draw_repeatedly(log_probs: Float[Tensor, "*n v"], u: Float[Tensor, "*n m"]) 
             "log-probabilities); check the network's output for NaN and the filters for an empty set"
         )
     # u * total must not be rounded onto the last step of the CDF: below it, the last class that has mass is found
-    return torch.searchsorted(cdf, u.clamp(max=1 - 2.0**-52) * total, right=True)
+    return torch.searchsorted(cdf, u.double().clamp(max=1 - 2.0**-52) * total, right=True)
 
 
 def low_discrepancy_uniforms(shift: float, rows: Int64[Tensor, " b"]) -> Float[Tensor, " b"]:

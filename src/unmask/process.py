@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from unmask.blocks import map_sites
+from unmask.columns import keep_fixed
 from unmask.law import Categorical, Law, SiteLaw, State
 from unmask.ops import draw_categorical, draw_repeatedly, expand_time, one_hot, safe_log
 from unmask.rng import Rng
@@ -32,6 +33,21 @@ class Process(ABC):
     @abstractmethod
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> State:
         """A draw of x_t given x_0 (and, for couplings and bridges, the end point x_1)."""
+
+    def corrupt_canvas(
+        self,
+        x0: State,
+        t: Tensor,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> State:
+        """`corrupt` at the editable sites, the others as they are; `editable` excludes padding.
+
+        Noise whose sites know of each other (they take turns, or change places) has its own way.
+        """
+        return keep_fixed(x0, self.corrupt(x0, t, rng), editable)
 
     @abstractmethod
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -50,6 +51,16 @@ def _mix_signed(z: Tensor) -> Tensor:
     return z.bitwise_xor_(_shift_right(z, 31))
 
 
+def _signed_words(rows: Tensor, sites: Tensor, key: int) -> Tensor:
+    """`Rng._words` on accelerators."""
+    return _mix_signed(sites * _signed(_MIX_2) + _mix_signed(rows * _signed(_GOLDEN) + _signed(key)))
+
+
+def _signed_uniforms(words: Tensor) -> Tensor:
+    """`Rng._uniforms` on accelerators."""
+    return _shift_right(words, 12).double().add_(0.5).mul_(2.0**-52)
+
+
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Logical shift: torch's ``>>`` on int64 drags the sign bit along."""
     return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
@@ -79,6 +90,7 @@ class Rng:
     key: int = field(default=-1, repr=False)
     row_ids: Int64[Tensor, " b"] | None = field(default=None, repr=False)
     site_ids: Int64[Tensor, "b l"] | None = field(default=None, repr=False)
+    column_ids: Mapping[str, Int64[Tensor, "b _"]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.key < 0:
@@ -90,7 +102,7 @@ class Rng:
         for word in data:
             # the extra round keeps seed and word apart: mix(key ^ mix(word)) would be one constant when both are equal
             key = _mix_int(_mix_int(key ^ _MIX_1) + _mix_int(int(word) & _MASK) & _MASK)
-        return Rng(self.seed, key, self.row_ids, self.site_ids)
+        return Rng(self.seed, key, self.row_ids, self.site_ids, self.column_ids)
 
     def rows(self, rows: Int64[Tensor, " b"]) -> Rng:
         """Name the batch rows by their global sample indices, shape (b,)."""
@@ -103,11 +115,26 @@ class Rng:
         """
         return replace(self, site_ids=positions)
 
+    def columns(self, positions: Mapping[str, Int64[Tensor, "b _"]]) -> Rng:
+        """`positions` for the streams of named columns, each its own."""
+        return replace(self, column_ids=positions)
+
+    def column(self, name: str) -> Rng:
+        """The stream of a named column: independent of the other columns and of their order."""
+        stream = self.fold(zlib.crc32(name.encode()))
+        if self.column_ids is None:
+            return stream
+        return replace(stream, site_ids=self.column_ids.get(name), column_ids=None)
+
     def take(self, rows: Bool[Tensor, " b"]) -> Rng:
         """The stream of some rows of a batch: their draws are what they were in the whole batch."""
-        sites = None if self.site_ids is None else self.site_ids[rows.to(self.site_ids.device)]
-        ids = self.row_indices(len(rows))
-        return replace(self, row_ids=ids[rows.to(ids.device)], site_ids=sites)
+
+        def taken(ids: Tensor) -> Tensor:
+            return ids[rows.to(ids.device)]
+
+        sites = None if self.site_ids is None else taken(self.site_ids)
+        columns = None if self.column_ids is None else {name: taken(ids) for name, ids in self.column_ids.items()}
+        return replace(self, row_ids=taken(self.row_indices(len(rows))), site_ids=sites, column_ids=columns)
 
     def scalar(self) -> float:
         """One uniform in (0, 1) that all rows share."""
@@ -131,31 +158,32 @@ class Rng:
     def _addresses(self, shape: Sequence[int], device: torch.device | None) -> tuple[Tensor, Tensor]:
         """Row indices (b,) and site indices (b or 1, number of sites)."""
         batch, sites = shape[0], math.prod(shape[1:])
+        if device is None and self.site_ids is not None:
+            device = self.site_ids.device
         rows = self.row_indices(batch).to(device=device, dtype=torch.int64)
         if self.site_ids is None or len(shape) == 1:
             return rows, torch.arange(sites, device=device)[None]
         if tuple(self.site_ids.shape) != tuple(shape[: self.site_ids.ndim]):
             raise ValueError(f"Rng: asked for shape {tuple(shape)} but `positions` named {tuple(self.site_ids.shape)}")
         channels = math.prod(shape[self.site_ids.ndim :])
-        site = self.site_ids.to(device=device).reshape(batch, -1, 1)
+        site = self.site_ids.to(device=device).flatten(1)[..., None]
         return rows, (site * channels + torch.arange(channels, device=device)).reshape(batch, sites)
 
     def _hash(self, rows: Tensor, sites: Tensor) -> Tensor:
         """The bits at (row, site), broadcast against each other."""
         if rows.is_cpu:
             return torch.from_numpy(self._words(rows, sites).view(np.int64))
-        row = _mix_signed(rows * _signed(_GOLDEN) + _signed(self.key))
-        return _mix_signed(sites * _signed(_MIX_2) + row)
+        return _signed_words(rows, sites, self.key)
 
     def _words(self, rows: Tensor, sites: Tensor) -> NDArray[np.uint64]:
-        """`_hash` by NumPy, which has unsigned words and starts an operation in a third of the time."""
+        """`_hash` on CPUs by NumPy, which has unsigned words and starts an operation in a third of the time."""
         row = _mix(rows.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(self.key))
         return _mix(sites.numpy().view(np.uint64) * np.uint64(_MIX_2) + row)
 
     def _uniforms(self, rows: Tensor, sites: Tensor) -> Tensor:
         """The upper 52 bits k as (k + 1/2) 2^-52."""
         if not rows.is_cpu:
-            return _shift_right(self._hash(rows, sites), 12).double().add_(0.5).mul_(2.0**-52)
+            return _signed_uniforms(_signed_words(rows, sites, self.key))
         u = (self._words(rows, sites) >> np.uint64(12)).view(np.int64).astype(np.float64)
         u += 0.5
         u *= 2.0**-52

@@ -76,17 +76,23 @@ def test_rows_do_not_depend_on_their_batch() -> None:
         torch.testing.assert_close(loss(denoiser, alone, Rng(2).rows(torch.tensor([i]))), together[i : i + 1])
 
 
-def test_padding_amount_and_side_change_nothing() -> None:
-    denoiser, loss = InterleavedDenoiser(PaddedMixed(), NOISE), InterleavedLoss(process=NOISE, given_share=0.7)
-    x = draw(64, Rng(1))
+def test_padding_amount_side_and_content_change_nothing() -> None:
+    """Neither the loss nor its gradient, be the padding the hidden symbol's id and no number."""
+    net = PaddedMixed()
+    denoiser, loss = InterleavedDenoiser(net, NOISE), InterleavedLoss(process=NOISE, given_share=0.7)
+    x, pads = draw(64, Rng(1)), {TOKENS: 2, VALUES: float("nan")}
 
-    def value(left: int, right: int) -> Tensor:
-        wide = {k: torch.nn.functional.pad(v, (left, right), value=1) for k, v in x.items()}
+    def value_and_slope(left: int, right: int) -> tuple[Tensor, Tensor]:
+        wide = {k: torch.nn.functional.pad(v, (left, right), value=pads[k]) for k, v in x.items()}
         real = [torch.nn.functional.pad(torch.ones_like(v).bool(), (left, right)) for v in x.values()]
-        return loss(denoiser, wide, Rng(2), attention_mask=torch.cat(real, 1))
+        value = loss(denoiser, wide, Rng(2), attention_mask=torch.cat(real, 1))
+        return value, torch.autograd.grad(value.sum(), net.slope)[0]
 
-    for left, right in [(3, 0), (0, 4), (2, 1)]:
-        torch.testing.assert_close(value(left, right), loss(denoiser, x, Rng(2)))
+    bare = loss(denoiser, x, Rng(2))
+    for left, right in [(0, 0), (3, 0), (0, 4), (2, 1)]:
+        value, slope = value_and_slope(left, right)
+        torch.testing.assert_close(value, bare)
+        assert bool(slope.isfinite())
 
 
 def test_refuses() -> None:

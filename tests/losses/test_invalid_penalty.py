@@ -12,6 +12,7 @@ from helpers import fit, padded
 from loop_worlds import Bag
 from unmask import Categorical, Denoiser, Dirac, Law, Rng, sample
 from unmask.denoisers.masked import MaskedDenoiser
+from unmask.losses.complementary import Complementary
 from unmask.losses.invalid_penalty import InvalidPenalty
 from unmask.losses.masked_nelbo import MaskedNELBO
 from unmask.oracles.tiny_joint import enumerate_states
@@ -103,6 +104,34 @@ def test_completions_become_valid_and_draws_do_not(seed: int) -> None:
     assert with_penalty[2] > without[2]
 
 
+def test_of_several_laws_each_row_takes_the_mean_of_its_own() -> None:
+    """The second pass of `Complementary` is left out when no row of the batch needs it."""
+    loss = InvalidPenalty(loss=Complementary(process=PROCESS), mask_id=2, is_valid=lambda x: x[:, 0] > 9)
+    model, x = Fixed(), torch.tensor([[0, 1]]).repeat(16, 1)
+    together = loss(model, x, Rng(1).rows(torch.arange(16)))
+    for i in range(16):
+        torch.testing.assert_close(loss(model, x[:1], Rng(1).rows(torch.tensor([i])))[0], together[i])
+    gap = together - Complementary(process=PROCESS)(model, x, Rng(1).rows(torch.arange(16)))
+    assert set((gap / 0.7).detach().round(decimals=6).tolist()) == {1.0, 2.0}  # masks apart, one a pass; both at once
+
+
+def test_a_denoiser_with_more_to_offer_still_offers_it() -> None:
+    class Richer(Fixed):
+        more = 5
+
+    class Asking(MaskedNELBO):
+        def __call__(self, denoiser: Any, *rest: Any, **told: Any) -> Tensor:
+            assert denoiser.more == 5
+            with torch.no_grad():
+                denoiser(*told_nothing)
+            return super().__call__(denoiser, *rest, **told)
+
+    x = torch.tensor([[0, 1, 0, 1]]).repeat(50, 1)
+    told_nothing = (torch.full((50, 4), 2), torch.ones(50).double())
+    loss = InvalidPenalty(loss=Asking(process=PROCESS), mask_id=2, is_valid=balanced)
+    assert torch.equal(loss(Richer(), x, Rng(1)), penalised(1.0)(Fixed(), x, Rng(1)))
+
+
 def test_refuses() -> None:
     with pytest.raises(ValueError, match="weight=0"):
         penalised(0.0)
@@ -111,5 +140,23 @@ def test_refuses() -> None:
         def forward(self, xt: Any, t: Tensor, **cond: Any) -> Law:
             return Dirac(torch.zeros(1))
 
+    x = torch.zeros(2, 4, dtype=torch.int64)
     with pytest.raises(TypeError, match="Dirac"):
-        penalised(1.0)._penalty(torch.zeros(1, 1, dtype=torch.int64), Point()(None, torch.zeros(1)), None)
+        penalised(1.0)._penalty(x, Point()(None, torch.zeros(1)), None)
+
+    class Silent(MaskedNELBO):
+        def __call__(self, *_: Any, **__: Any) -> Tensor:
+            return torch.zeros(2)
+
+    with pytest.raises(TypeError, match="Silent asked the denoiser for no law"):
+        InvalidPenalty(loss=Silent(process=PROCESS), mask_id=2, is_valid=balanced)(Fixed(), x, Rng(0))
+
+
+@pytest.mark.parametrize("wrong", [lambda x: balanced(x).long(), lambda x: balanced(x)[:, None]])
+def test_refuses_answers_that_are_no_booleans_of_rows(wrong: Any) -> None:
+    def unchecked(x):  # as without a checker of annotations
+        return wrong(x)
+
+    loss = InvalidPenalty(loss=BASE, mask_id=2, is_valid=unchecked)
+    with pytest.raises(TypeError, match="is_valid returned"):
+        loss(Fixed(), torch.zeros(2, 4, dtype=torch.int64), Rng(0))

@@ -19,11 +19,15 @@ def many(n: int) -> dict[str, torch.Tensor]:
 
 
 def test_elements_take_turns() -> None:
-    real, steps, turns = torch.ones(9, 3, dtype=torch.bool), torch.arange(1, 10), NOISE.tokens
-    assert turns.visited(steps, real).long().argmax(1).tolist() == [0, 1, 2] * 3
-    total = torch.stack([turns.visited(torch.full((9,), k), real) for k in range(1, 6)]).sum(0)
-    assert torch.equal(turns.visits(torch.full((9,), 5), real), total)
-    assert not bool(turns.visited(torch.zeros(9, dtype=torch.int64), real).any())
+    """After k visits the first k elements have changed, tokens before numbers, and no padding has."""
+    n, real = 200, torch.tensor([[True, False, True, True, False]]).expand(200, -1)
+    x = {TOKENS: torch.zeros(n, 3, dtype=torch.int64), VALUES: torch.zeros(n, 2)}
+    changed = []
+    for k in range(4):
+        drawn = NOISE.corrupt_canvas(x, time(k / 9).expand(n), Rng(1), attention_mask=real)
+        assert isinstance(drawn, dict)
+        changed.append([bool((drawn[name] != x[name])[:, i].any()) for name in x for i in range(x[name].shape[1])])
+    assert changed == [[j in (0, 2, 3)[:k] for j in range(5)] for k in range(4)]
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 7])

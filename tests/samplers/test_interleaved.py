@@ -22,6 +22,7 @@ from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.oracles.statistics import total_variation
 from unmask.processes.interleaved import TOKENS, VALUES
 from unmask.samplers.interleaved import InterleavedSteps
+from unmask.samplers.redenoise import redenoise
 
 N = 8_000
 SHAPE = {TOKENS: (N, 2), VALUES: (N, 1)}
@@ -74,6 +75,29 @@ class TestContract(StateContract):
         return torch.cat([real, real], 1)
 
 
+def test_ragged_rows_are_noised_and_denoised_as_alone() -> None:
+    """Noise that stops within a round; elements are missing anywhere."""
+    noise = process(3)
+    denoiser, sampler = InterleavedDenoiser(PaddedMixed(), noise), InterleavedSteps(process=noise)
+    x = {TOKENS: (Rng(1).uniform((12, 4)) * 2).long(), VALUES: Rng(2).normal((12, 3))}
+    real = Rng(3).uniform((12, 7)) < 0.7
+    real[:, 0] = True
+
+    def run(x: dict[str, torch.Tensor], rows: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        told = {} if mask is None else {"attention_mask": mask}
+        out = redenoise(sampler, denoiser, noise, x, t=0.4, num_steps=4, rng=Rng(4).rows(rows), rounds=2, **told)
+        assert isinstance(out, dict)
+        return out
+
+    together = run(x, torch.arange(12), real)
+    for i in range(12):
+        keep = {TOKENS: real[i, :4], VALUES: real[i, 4:]}
+        alone = run({k: v[i : i + 1, keep[k]] for k, v in x.items()}, torch.tensor([i]), None)
+        assert torch.equal(alone[TOKENS][0], together[TOKENS][i, keep[TOKENS]])
+        torch.testing.assert_close(alone[VALUES][0], together[VALUES][i, keep[VALUES]])
+        assert all(torch.equal(together[k][i, ~keep[k]], x[k][i, ~keep[k]]) for k in x)
+
+
 def test_a_full_mask_is_no_mask_and_ragged_rows_are_as_alone() -> None:
     noise = process(3)
     denoiser, sampler = InterleavedDenoiser(PaddedMixed(), noise), InterleavedSteps(process=noise)
@@ -116,7 +140,7 @@ def test_refuses() -> None:
     denoiser, shape = InterleavedDenoiser(Exact(noise), noise), {TOKENS: (2, 2), VALUES: (2, 1)}
     x, steps = noise.prior(shape, Rng(0)), InterleavedSteps(process=noise)
     t, s = torch.full((2,), 1.0).double(), torch.full((2,), 0.5).double()
-    with pytest.raises(TypeError, match="wanted a dict"):
+    with pytest.raises(TypeError, match="one editable tensor"):
         steps.step(denoiser, x, t, s, Carry(), Rng(0), editable=torch.ones(2, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"wanted \(2, 3\)"):
         steps.step(denoiser, x, t, s, Carry(), Rng(0), attention_mask=torch.ones(2, 2).bool())

@@ -7,7 +7,7 @@ import torch
 
 from contracts import FALSE_ALARM, PaddedChain
 from sat import NUM_VARIABLES, ClauseNet, instances, solved
-from unmask import Categorical, Denoiser, Loss, Rng, sample
+from unmask import Carry, Categorical, Denoiser, Loss, Rng, sample
 from unmask.denoisers.glauber import GlauberDenoiser
 from unmask.denoisers.masked import MaskedDenoiser
 from unmask.losses.glauber import GlauberClassification
@@ -16,6 +16,7 @@ from unmask.oracles.statistics import chi_square, total_variation
 from unmask.oracles.tiny_joint import TinyJoint, state_index
 from unmask.processes.glauber import Glauber
 from unmask.processes.masked import Masked
+from unmask.processes.shuffle import Riffle
 from unmask.processes.uniform import Uniform
 from unmask.samplers.ancestral import Ancestral
 from unmask.samplers.first_hitting import FirstHitting
@@ -93,6 +94,22 @@ def test_padding_changes_nothing_where_sites_take_turns() -> None:
     real = torch.tensor([[False] * 2 + [True] * 3 + [False] * 2]).expand(64, -1)
     wide = torch.zeros(real.shape, dtype=torch.int64).masked_scatter(real, x)
     assert torch.equal(run(wide, attention_mask=real)[real].reshape(64, 3), run(x))
+
+
+def test_shuffled_rows_keep_their_items_padding_and_fixed_places() -> None:
+    noise, x = Riffle(levels=(0, 2, 5)), torch.tensor([[5, 6, 7, 9, 9]]).expand(200, -1)
+    real = torch.tensor([[True, True, True, False, False]]).expand(200, -1)
+    free = torch.tensor([[True, False, True, True, True]]).expand(200, -1)
+    seen = set()
+
+    class Waiting(Ancestral):
+        def step(self, denoiser: object, x: torch.Tensor, *rest: object, **told: object) -> tuple:
+            seen.update(map(tuple, x.tolist()))
+            return x, Carry()
+
+    told = {"editable": free, "attention_mask": real}
+    redenoise(Waiting(process=noise), PaddedChain(10), noise, x, t=1.0, num_steps=1, rng=Rng(2), **told)
+    assert seen == {(5, 6, 7, 9, 9), (7, 6, 5, 9, 9)}
 
 
 def test_the_way_back_begins_where_the_noise_ended() -> None:

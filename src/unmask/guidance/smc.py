@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from unmask.columns import keep_fixed, respect_padding
 from unmask.denoiser import Denoiser
 from unmask.law import Law, State
-from unmask.loops import Counted, keep_fixed, respect_padding, start, time_grid
+from unmask.loops import Counted, start, time_grid
 from unmask.ops import draw_categorical
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from unmask.columns import keep_fixed
 from unmask.denoiser import Denoiser
 from unmask.law import Law, State
-from unmask.loops import keep_fixed, start, time_grid
+from unmask.loops import start, time_grid
 from unmask.rng import Rng
 from unmask.sampler import Carry, Sampler
 

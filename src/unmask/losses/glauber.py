@@ -58,7 +58,7 @@ class GlauberClassification(Loss):
         rows = rng.row_indices(len(tokens)).to(tokens.device)
         before = process.random_step(low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows), real)
         xk = process.corrupt_steps(tokens, before, row_positions(attention_mask, rng.fold(_NOISE)), real)
-        after = before + real.any(1)
+        after = before + 1
         visited = process.visited(after, real)
         is_signal = rng.fold(_SYMBOL).uniform((len(tokens),), tokens.device) < process.keep
         noise = (rng.fold(_TOKEN).uniform((len(tokens),), tokens.device) * process.vocab_size).long()

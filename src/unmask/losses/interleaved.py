@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unmask.columns import key_columns
 from unmask.denoiser import Denoiser
 from unmask.denoisers.interleaved import InterleavedDenoiser
 from unmask.law import State
-from unmask.loss import Loss, column_positions, require
+from unmask.loss import Loss, require, sum_sites
 from unmask.ops import low_discrepancy_uniforms
 from unmask.processes.interleaved import TOKENS, VALUES, Interleaved
 from unmask.rng import Rng
@@ -62,26 +63,26 @@ class InterleavedLoss(Loss):
             raise TypeError(f"InterleavedLoss: met a {type(denoiser).__name__}, wanted an InterleavedDenoiser")
         process, turns, x = self.process, self.process.tokens, self.process.columns(x0, "InterleavedLoss")
         real = process.real(x, attention_mask, "InterleavedLoss")
-        keyed = rng if attention_mask is None else column_positions(list(process.split(real, x).values()), rng)
+        keyed = rng if attention_mask is None else key_columns(rng, process.split(real, x))
         rows = rng.row_indices(len(real)).to(real.device)
         before = turns.random_step(low_discrepancy_uniforms(rng.fold(_STEP).scalar(), rows), real)
-        visited, given = turns.visited(before + 1, real), self._given(x, rng, keyed)
+        visited, given = turns.visited(before + 1, real), self._given(x, rng, keyed) & real
         noisy = process.corrupt_steps(x, before, keyed.fold(_NOISE), real, given)
         seen, u, is_signal = self._visit(noisy, process.split(visited, x), rng, keyed)
         if attention_mask is not None:
             cond["attention_mask"] = attention_mask
         _, _, logits, means = denoiser.outputs(seen, turns.time_of(before + 1, real), u=u, given=given, **cond)
-        odds = logits.gather(2, seen[TOKENS][..., None]).squeeze(2).double() + turns.log_signal_odds
-        nats = torch.nn.functional.softplus(torch.where(is_signal[:, None], -odds, odds))
-        error = (noisy[VALUES].double() - means.double()).square() / 2
-        per_element = torch.cat([nats, error], 1)
-        return per_element.where(visited & ~given, 0.0).sum(1)
+        scored = process.split(visited & ~given, x)
+        tokens, numbers = scored[TOKENS], scored[VALUES]  # at most one element a row
+        odds = logits[tokens].gather(1, seen[TOKENS][tokens][:, None]).squeeze(1).double() + turns.log_signal_odds
+        nats = torch.nn.functional.softplus(torch.where(is_signal[tokens.any(1)], -odds, odds))
+        error = (noisy[VALUES][numbers].double() - means[numbers].double()).square() / 2
+        return sum_sites(nats, tokens) + sum_sites(error, numbers)
 
     def _given(self, x: dict[str, Tensor], rng: Rng, keyed: Rng) -> Bool[Tensor, "b n"]:
-        rows, length = x[TOKENS].shape
-        share = self.given_share * rng.fold(_SHARE).uniform((rows,), x[TOKENS].device)
-        streams = self.process.streams(keyed.fold(_GIVEN), length)
-        uniforms = [part.uniform(v.shape, v.device) for part, v in zip(streams, (x[TOKENS], x[VALUES]), strict=True)]
+        share = self.given_share * rng.fold(_SHARE).uniform((len(x[TOKENS]),), x[TOKENS].device)
+        draws = keyed.fold(_GIVEN)
+        uniforms = [draws.column(name).uniform(x[name].shape, x[name].device) for name in (TOKENS, VALUES)]
         return torch.cat(uniforms, 1) < share[:, None]
 
     def _visit(
@@ -93,7 +94,7 @@ class InterleavedLoss(Loss):
         is_signal = rng.fold(_SYMBOL).uniform(rows, tokens.device) < noise.keep
         other = (rng.fold(_TOKEN).uniform(rows, tokens.device) * noise.vocab_size).long()
         u = 1 - rng.fold(_INSIDE).uniform(rows, tokens.device)  # in (0, 1]
-        moved = self.process.decay(values, u[:, None], self.process.streams(keyed.fold(_VALUE), tokens.shape[1])[1])
+        moved = self.process.decay(values, u[:, None], keyed.fold(_VALUE).column(VALUES))
         seen = {
             TOKENS: tokens.where(~visited[TOKENS] | is_signal[:, None], other[:, None]),
             VALUES: values.where(~visited[VALUES], moved),

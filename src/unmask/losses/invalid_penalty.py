@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from unmask.denoiser import Denoiser
+from unmask.denoiser import Denoiser, Forwarding
 from unmask.law import Law, SiteLaw, State
 from unmask.loss import Loss, sum_sites
 from unmask.rng import Rng
@@ -22,7 +24,8 @@ class InvalidPenalty(Loss):
         loss + weight 1[y is invalid] sum_i p_i(y_i),   y_i = argmax p_i at the masks i of x_t, and x_t elsewhere,
 
     with p the law that the loss itself asked for, so that the network is not called again (its head is, at the masks).
-    If the loss asks for several laws, the mean over them counts.
+    Of several laws, those count that a row has masks for, and their mean is taken; laws asked for without gradients,
+    as by networks that look twice, do not count.
 
     **Heuristic**, no bound: where several completions are possible, the most probable tokens of the exact model may
     not go together either, and are paid for as well. What is gained in validity is paid in likelihood.
@@ -31,11 +34,12 @@ class InvalidPenalty(Loss):
         loss: of a denoiser of masks.
         mask_id: which token is the mask.
         is_valid: maps completed tokens (b, l) to booleans (b,); padding is as it came.
-        weight: > 0, nats per unit of probability.
+        weight: > 0 and finite, nats per unit of probability.
 
     Raises:
         ValueError: for another weight.
-        TypeError: if the model's law is not one of independent sites.
+        TypeError: if the model's law is not one of independent sites, the loss asks for none, or `is_valid` returns
+            something else.
 
     References:
         Tang, Zhang, Chatterjee, "PepTune: de novo generation of therapeutic peptides with multi-objective-guided
@@ -48,8 +52,8 @@ class InvalidPenalty(Loss):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"InvalidPenalty: weight={self.weight}, wanted a positive number")
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"InvalidPenalty: weight={self.weight}, wanted a positive, finite number")
 
     def __call__(
         self,
@@ -62,30 +66,38 @@ class InvalidPenalty(Loss):
     ) -> Float[Tensor, " b"]:
         heard = _Overheard(denoiser)
         value = self.loss(heard, x0, rng, attention_mask=attention_mask, **cond)
-        for xt, law in heard.laws:
-            value = value + self.weight / len(heard.laws) * self._penalty(xt, law, attention_mask)
-        return value
+        if not heard.laws:
+            raise TypeError(f"InvalidPenalty: {type(self.loss).__name__} asked the denoiser for no law")
+        found = [self._penalty(xt, law, attention_mask) for xt, law in heard.laws]
+        penalties, counted = (torch.stack(part) for part in zip(*found, strict=True))
+        return value + self.weight * penalties.sum(0) / counted.sum(0).clamp(min=1)
 
-    def _penalty(self, xt: State, law: Law, attention_mask: Tensor | None) -> Float[Tensor, " b"]:
+    def _penalty(self, xt: State, law: Law, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(the sum of each row (b,), whether it has a mask (b,))."""
         if not isinstance(law, SiteLaw) or not isinstance(xt, Tensor):
             raise TypeError(f"InvalidPenalty: met a {type(law).__name__}, wanted a discrete law of sites")
         where = xt == self.mask_id
         if attention_mask is not None:
             where = where & attention_mask
         best, tokens = law.log_probs(where).max(-1)
-        invalid = ~self.is_valid(xt.masked_scatter(where, tokens))
-        return sum_sites(best.exp(), where, invalid.to(best.dtype))
+        valid = self.is_valid(xt.masked_scatter(where, tokens))
+        if valid.dtype != torch.bool or valid.shape != (len(xt),):
+            raise TypeError(
+                f"InvalidPenalty: is_valid returned {valid.dtype} {tuple(valid.shape)}, wanted torch.bool ({len(xt)},)"
+            )
+        return sum_sites(best.exp(), where, (~valid).to(best.dtype)), where.any(1)
 
 
-class _Overheard(Denoiser):
+class _Overheard(Forwarding):
     """Keeps what was asked and answered."""
 
     def __init__(self, inner: Denoiser) -> None:
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner)
         self.laws: list[tuple[State, Law]] = []
+        self.with_gradients = torch.is_grad_enabled()
 
     def forward(self, xt: State, t: Tensor, **cond: Any) -> Law:
         law: Law = self.inner(xt, t, **cond)
-        self.laws.append((xt, law))
+        if torch.is_grad_enabled() == self.with_gradients:
+            self.laws.append((xt, law))
         return law

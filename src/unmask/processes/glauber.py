@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from unmask.columns import keep_fixed
 from unmask.law import Law, State
 from unmask.process import Process
 from unmask.rng import Rng
@@ -62,20 +63,24 @@ class Glauber(Process):
     def prior(self, shape: Sequence[int], rng: Rng) -> Tensor:
         return (rng.fold(_VALUE).uniform(tuple(shape)) * self.vocab_size).long()
 
-    def corrupt(
+    def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> State:
+        if x1 is not None:
+            raise ValueError("Glauber.corrupt: met an end point x1, but this noise is drawn independently; omit x1")
+        return self.corrupt_canvas(x0, t, rng)
+
+    def corrupt_canvas(
         self,
         x0: State,
         t: Tensor,
         rng: Rng,
-        x1: State | None = None,
         *,
+        editable: State | None = None,
         attention_mask: Bool[Tensor, "b l"] | None = None,
-    ) -> Tensor:
-        if x1 is not None:
-            raise ValueError("Glauber.corrupt: met an end point x1, but this noise is drawn independently; omit x1")
+    ) -> State:
         tokens = self.tokens(x0, "corrupt")
         real = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask
-        return self.corrupt_steps(tokens, self.step_of(t.expand(len(tokens)), real), rng, real)
+        noisy = self.corrupt_steps(tokens, self.step_of(t.expand(len(tokens)), real), rng, real)
+        return keep_fixed(tokens, noisy, editable)
 
     def corrupt_steps(
         self, x0: Int64[Tensor, "b l"], step: Int64[Tensor, " b"], rng: Rng, real: Bool[Tensor, "b l"]

@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from unmask.columns import keep_fixed
 from unmask.law import Law, State
 from unmask.process import Process
 from unmask.processes.glauber import Glauber
 from unmask.rng import Rng
 
 TOKENS, VALUES = "tokens", "values"
-_TOKENS, _VALUES = 1, 2
+_KEPT, _NOISE = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +56,27 @@ class Interleaved(Process):
             raise ValueError(f"Interleaved: retention={self.retention}, wanted a number in (0, 1)")
 
     def prior(self, shape: Mapping[str, Sequence[int]], rng: Rng) -> State:
-        of_tokens, of_values = self.streams(rng, shape[TOKENS][1])
-        tokens = self.tokens.prior(shape[TOKENS], of_tokens)
-        return {TOKENS: tokens, VALUES: of_values.normal(tuple(shape[VALUES])).float()}
+        tokens = self.tokens.prior(shape[TOKENS], rng.column(TOKENS))
+        return {TOKENS: tokens, VALUES: rng.column(VALUES).normal(tuple(shape[VALUES])).float()}
 
-    def corrupt(
+    def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> State:
+        if x1 is not None:
+            raise ValueError("Interleaved.corrupt: met an end point x1, but this noise is drawn independently; omit x1")
+        return self.corrupt_canvas(x0, t, rng)
+
+    def corrupt_canvas(
         self,
         x0: State,
         t: Tensor,
         rng: Rng,
-        x1: State | None = None,
         *,
+        editable: State | None = None,
         attention_mask: Bool[Tensor, "b n"] | None = None,
     ) -> State:
-        if x1 is not None:
-            raise ValueError("Interleaved.corrupt: met an end point x1, but this noise is drawn independently; omit x1")
         columns = self.columns(x0, "corrupt")
         real = self.real(columns, attention_mask, "corrupt")
-        return self.corrupt_steps(columns, self.tokens.step_of(t.expand(len(real)), real), rng, real)
+        noisy = self.corrupt_steps(columns, self.tokens.step_of(t.expand(len(real)), real), rng, real)
+        return keep_fixed(x0, noisy, editable)
 
     def corrupt_steps(
         self,
@@ -87,9 +91,9 @@ class Interleaved(Process):
         if given is not None:
             visits = visits.masked_fill(given, 0)
         times = self.split(visits, x0)
-        of_tokens, of_values = self.streams(rng, x0[TOKENS].shape[1])
-        kept = of_tokens.fold(1).uniform(x0[TOKENS].shape, step.device) < self.tokens.keep ** times[TOKENS].double()
-        noise = (of_tokens.fold(2).uniform(x0[TOKENS].shape, step.device) * self.tokens.vocab_size).long()
+        of_tokens, of_values = rng.column(TOKENS), rng.column(VALUES)
+        kept = of_tokens.fold(_KEPT).uniform(x0[TOKENS].shape, step.device) < self.tokens.keep ** times[TOKENS].double()
+        noise = (of_tokens.fold(_NOISE).uniform(x0[TOKENS].shape, step.device) * self.tokens.vocab_size).long()
         moved = self.decay(x0[VALUES], times[VALUES].double(), of_values)
         return {TOKENS: x0[TOKENS].where(kept, noise), VALUES: moved}
 
@@ -137,10 +141,3 @@ class Interleaved(Process):
         """What is told of all n elements, by column."""
         tokens, values = elements.split([x[TOKENS].shape[1], x[VALUES].shape[1]], 1)
         return {TOKENS: tokens, VALUES: values}
-
-    def streams(self, rng: Rng, length: int) -> tuple[Rng, Rng]:
-        """That of tokens (b, l) and that of values (b, m), each with its part of the positions, if these are named."""
-        tokens, values = rng.fold(_TOKENS), rng.fold(_VALUES)
-        if rng.site_ids is None:
-            return tokens, values
-        return tokens.positions(rng.site_ids[:, :length]), values.positions(rng.site_ids[:, length:])

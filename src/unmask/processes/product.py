@@ -8,7 +8,8 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from unmask.law import Law, ProductLaw, State, column_rng
+from unmask.columns import by_column, masks_by_column
+from unmask.law import Law, ProductLaw, State
 from unmask.process import Process
 from unmask.rng import Rng
 
@@ -37,13 +38,34 @@ class Product(Process):
 
     def prior(self, shape: Mapping[str, Sequence[int]], rng: Rng) -> State:
         self._check(shape, "prior")
-        return {name: _one(p.prior(shape[name], column_rng(rng, name))) for name, p in self.columns.items()}
+        return {name: _one(p.prior(shape[name], rng.column(name))) for name, p in self.columns.items()}
 
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> State:
         columns = self._check(x0, "corrupt")
         ends = {} if x1 is None else self._check(x1, "corrupt")
         return {
-            name: _one(p.corrupt(columns[name], t, column_rng(rng, name), ends.get(name)))
+            name: _one(p.corrupt(columns[name], t, rng.column(name), ends.get(name)))
+            for name, p in self.columns.items()
+        }
+
+    def corrupt_canvas(
+        self,
+        x0: State,
+        t: Tensor,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> State:
+        columns = self._check(x0, "corrupt")
+        free = by_column(columns, editable)
+        masks = {} if attention_mask is None else masks_by_column(columns, attention_mask)
+        return {
+            name: _one(
+                p.corrupt_canvas(
+                    columns[name], t, rng.column(name), editable=free.get(name), attention_mask=masks.get(name)
+                )
+            )
             for name, p in self.columns.items()
         }
 

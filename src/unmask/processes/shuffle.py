@@ -67,9 +67,23 @@ class Riffle(Process):
     def corrupt(self, x0: State, t: Tensor, rng: Rng, x1: State | None = None) -> Tensor:
         if x1 is not None:
             raise ValueError("Riffle.corrupt: met an end point x1, but shuffles are drawn independently; omit x1")
+        return self.corrupt_canvas(x0, t, rng)
+
+    def corrupt_canvas(
+        self,
+        x0: State,
+        t: Tensor,
+        rng: Rng,
+        *,
+        editable: State | None = None,
+        attention_mask: Bool[Tensor, "b n"] | None = None,
+    ) -> Tensor:
+        """The items of the free places are shuffled among these."""
         items = self.items(x0, "corrupt")
+        free = torch.ones_like(items, dtype=torch.bool) if attention_mask is None else attention_mask
+        free = free if editable is None else free & torch.as_tensor(editable)
         counts = self.shuffles(self.level_of(t.expand(len(items))), items.device)
-        return riffle(items, counts, rng.fold(_SHUFFLE))
+        return riffle(items, counts, rng.fold(_SHUFFLE), free)
 
     def reverse(self, law: Law, xt: State, t: Tensor, s: Tensor) -> Law:
         """`law` itself: the model of this process is a law over x_s, one level before t, not over x_0.

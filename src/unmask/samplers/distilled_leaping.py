@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from unmask.columns import respect_padding
 from unmask.deferred import ask
 from unmask.denoiser import Denoiser
 from unmask.law import SiteLaw, State
 from unmask.leap_fitting import fit_leap, shortest_chain
 from unmask.leaping import Leaping
-from unmask.loops import respect_padding, time_grid
+from unmask.loops import time_grid
 from unmask.loss import require
 from unmask.process import DiscreteProcess
 from unmask.rng import Rng

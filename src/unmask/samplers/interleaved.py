@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from unmask.columns import by_column
 from unmask.denoiser import Denoiser
 from unmask.law import ProductLaw, SiteLaw, State
 from unmask.loss import require
@@ -68,19 +69,18 @@ class InterleavedSteps(Sampler):
         process, turns, now = self.process, self.process.tokens, dict(self.process.columns(x, "InterleavedSteps"))
         real = process.real(now, cond.get("attention_mask"), "InterleavedSteps")
         given = self._given(now, editable) & real
-        length = now[TOKENS].shape[1]
         last, first = turns.step_of(t, real), turns.step_of(s, real)
         for done in range(int((last - first).max())):
             step = (last - done).clamp(min=0)
             where = process.split(turns.visited(step, real) & ~given & (step > first)[:, None], now)
-            time, (of_tokens, of_values) = turns.time_of(step, real), process.streams(rng.fold(done), length)
+            time, part = turns.time_of(step, real), rng.fold(done)
             if bool(where[TOKENS].any()):
                 law = self._law(denoiser, now, time, given, None, cond).column(TOKENS)
                 assert isinstance(law, SiteLaw)
-                drawn, _ = law.sample_at(where[TOKENS], of_tokens)
+                drawn, _ = law.sample_at(where[TOKENS], part.column(TOKENS))
                 now[TOKENS] = now[TOKENS].masked_scatter(where[TOKENS], drawn)
             if bool(where[VALUES].any()):
-                self._undo(denoiser, now, where[VALUES], time, given, of_values, cond)
+                self._undo(denoiser, now, where[VALUES], time, given, part.column(VALUES), cond)
         return now, Carry()
 
     def _undo(
@@ -121,8 +121,6 @@ class InterleavedSteps(Sampler):
         return law
 
     def _given(self, x: dict[str, Tensor], editable: State | None) -> Bool[Tensor, "b n"]:
-        if isinstance(editable, Tensor):
-            raise TypeError("InterleavedSteps: met one editable tensor, wanted a dict with some of tokens and values")
-        editable = editable or {}
-        free = [editable.get(k, torch.ones_like(x[k], dtype=torch.bool)) for k in (TOKENS, VALUES)]
+        allowed = by_column(x, editable)
+        free = [allowed.get(k, torch.ones_like(x[k], dtype=torch.bool)) for k in (TOKENS, VALUES)]
         return ~torch.cat(free, 1)

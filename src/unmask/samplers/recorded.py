@@ -11,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from unmask.columns import respect_padding
 from unmask.deferred import take_rows
 from unmask.denoiser import Denoiser
 from unmask.denoisers.unmasking_policy import PolicyLaw
 from unmask.law import Law, SiteLaw, State
-from unmask.loops import respect_padding, time_grid, trajectory
+from unmask.loops import time_grid, trajectory
 from unmask.loss import require, row_positions, sum_sites
 from unmask.processes.masked import Masked
 from unmask.rng import Rng

@@ -6,12 +6,11 @@ from typing import Any
 
 import torch
 
+from unmask.columns import respect_padding
 from unmask.denoiser import Denoiser
 from unmask.law import State
-from unmask.loops import keep_fixed, respect_padding, trajectory
+from unmask.loops import trajectory
 from unmask.process import Process
-from unmask.processes.glauber import Glauber
-from unmask.processes.interleaved import Interleaved
 from unmask.rng import Rng
 from unmask.sampler import Sampler
 
@@ -59,14 +58,13 @@ def redenoise(
         raise ValueError(
             f"redenoise: t={t}, num_steps={num_steps}, rounds={rounds}; wanted 0 < t <= 1 and at least 1 of each"
         )
-    # noise that visits sites in turn has to know which there are
-    told = {"attention_mask": cond.get("attention_mask")} if isinstance(process, Glauber | Interleaved) else {}
     keyed, free = respect_padding(x, rng, editable, cond.get("attention_mask"))
     some = next(iter(x.values())) if isinstance(x, dict) else x
     level = torch.full((len(some),), t, dtype=torch.float64, device=some.device)
     grid = torch.linspace(t, 0.0, num_steps + 1, dtype=torch.float64)
     for index in range(rounds):
-        x = keep_fixed(x, process.corrupt(x, level, keyed.fold(_NOISE, index), **told), free)
+        noise = keyed.fold(_NOISE, index)
+        x = process.corrupt_canvas(x, level, noise, editable=free, attention_mask=cond.get("attention_mask"))
         for event in trajectory(sampler, denoiser, x, grid, rng=rng.fold(_STEPS, index), editable=editable, **cond):
             x = event.canvas
     return x
