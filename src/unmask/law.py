@@ -175,7 +175,7 @@ class Categorical(SiteLaw):
         flat_tokens, flat_known = tokens.flatten(), known.flatten()
 
         def log_weights(index: Tensor) -> Tensor:
-            fixed = flat_known[index]
+            fixed = flat_known.index_select(0, index)
             if not bool(fixed.any()):
                 return self.weights(index)
             certain = one_hot(flat_tokens[index], self.vocab_size, torch.float32).log()
@@ -254,10 +254,10 @@ class Categorical(SiteLaw):
         return scores if where is not None else scores.reshape(self.shape)
 
     def sample_at(self, where: Bool[Tensor, "b *s"], rng: Rng) -> tuple[Tensor, Tensor]:
-        parts = [self._sample_block(part, rng) for part in self._index(where).split(max(1, _BLOCK // self.vocab_size))]
-        if len(parts) == 1:
-            return parts[0]
-        tokens, log_probs = zip(*parts, strict=True)
+        index, size = self._index(where), max(1, _BLOCK // self.vocab_size)
+        if len(index) <= size:
+            return self._sample_block(index, rng)
+        tokens, log_probs = zip(*(self._sample_block(part, rng) for part in index.split(size)), strict=True)
         return torch.cat(tokens), torch.cat(log_probs)
 
     def _sample_block(self, index: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:

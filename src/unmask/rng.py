@@ -16,6 +16,7 @@ from torch import Tensor
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX_1, _MIX_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORDS = {number: np.uint64(number) for number in (_GOLDEN, _MIX_1, _MIX_2, 30, 27, 31, 12)}  # made once
 
 
 def _signed(x: int) -> int:
@@ -34,12 +35,12 @@ def _mix_int(z: int) -> int:
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """`_mix_int` on words, in place."""
-    z += np.uint64(_GOLDEN)
-    z ^= z >> np.uint64(30)
-    z *= np.uint64(_MIX_1)
-    z ^= z >> np.uint64(27)
-    z *= np.uint64(_MIX_2)
-    z ^= z >> np.uint64(31)
+    z += _WORDS[_GOLDEN]
+    z ^= z >> _WORDS[30]
+    z *= _WORDS[_MIX_1]
+    z ^= z >> _WORDS[27]
+    z *= _WORDS[_MIX_2]
+    z ^= z >> _WORDS[31]
     return z
 
 
@@ -177,14 +178,14 @@ class Rng:
 
     def _words(self, rows: Tensor, sites: Tensor) -> NDArray[np.uint64]:
         """`_hash` on CPUs by NumPy, which has unsigned words and starts an operation in a third of the time."""
-        row = _mix(rows.numpy().view(np.uint64) * np.uint64(_GOLDEN) + np.uint64(self.key))
-        return _mix(sites.numpy().view(np.uint64) * np.uint64(_MIX_2) + row)
+        row = _mix(rows.numpy().view(np.uint64) * _WORDS[_GOLDEN] + np.uint64(self.key))
+        return _mix(sites.numpy().view(np.uint64) * _WORDS[_MIX_2] + row)
 
     def _uniforms(self, rows: Tensor, sites: Tensor) -> Tensor:
         """The upper 52 bits k as (k + 1/2) 2^-52."""
         if not rows.is_cpu:
             return _signed_uniforms(_signed_words(rows, sites, self.key))
-        u = (self._words(rows, sites) >> np.uint64(12)).view(np.int64).astype(np.float64)
+        u = (self._words(rows, sites) >> _WORDS[12]).view(np.int64).astype(np.float64)
         u += 0.5
         u *= 2.0**-52
         return torch.from_numpy(u)
